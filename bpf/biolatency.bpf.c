@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * How long block requests take: from their issue to the device, or with --queued from when they
+ * were queued, until their last byte is done.
+ *
+ * Ways: btf, rawtp. Both have the same tracepoints, and a twin (twin.h) of each program without
+ * which a request would not be counted. No marks are needed: each of the two sees in the map what
+ * the other has done.
+ */
+#include "block.h"
+#include "block_owner.h"
+#include "histogram.h"
+
+/* What makes a histogram of its own, and the unit of the slots. */
+const volatile bool want_queued;
+const volatile bool want_by_disk;
+const volatile bool want_by_flags;
+const volatile __u64 ns_per_slot_unit = 1000;
+
+struct latency_key {
+	__u32 disk;
+	/* block_kind() */
+	__u32 kind;
+};
+EXPORT_STRUCT(latency_key);
+
+struct tracked {
+	struct request_life life;
+	__u64 start_ns;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, REQUESTS);
+	__type(key, __u64);
+	__type(value, struct tracked);
+} requests SEC(".maps");
+
+HISTOGRAMS(latencies, struct latency_key);
+
+/* The request is queued or issued. A second time right after the first has no effect. */
+static __always_inline int begin(struct request *request, bool typed, bool twin)
+{
+	__u64 key = (__u64)request;
+	__u64 born = request_read(typed, request, start_time_ns);
+	struct tracked *tracked = bpf_map_lookup_elem(&requests, &key);
+
+	if (tracked && request_lives(&tracked->life, born)) {
+		/*
+		 * Once more: issued after it was queued, or again because the device had no room
+		 * for it, or for the rest of it. Only the device's time begins anew, and only
+		 * when it has done nothing yet.
+		 */
+		if (!want_queued && !twin && !tracked->life.partly_done)
+			tracked->start_ns = bpf_ktime_get_ns();
+		return 0;
+	}
+	if (!request_is_owned(&requests, request) || !request_on_disk(request, typed)) {
+		if (tracked)
+			tracked->life.under_way = 0;
+		return 0;
+	}
+
+	struct tracked fresh = {
+		.life = { .born = born, .under_way = 1 },
+		.start_ns = bpf_ktime_get_ns(),
+	};
+
+	if (tracked)
+		*tracked = fresh;
+	else if (map_insert(&requests, &key, &fresh, BPF_ANY) == 0)
+		request_kept();
+	return 0;
+}
+
+/* So many bytes of the request are done. A second time has no effect. */
+static __always_inline int done(struct request *request, __u32 bytes, bool typed)
+{
+	__u64 key = (__u64)request;
+	struct tracked *tracked = bpf_map_lookup_elem(&requests, &key);
+	__u32 left = request_read(typed, request, __data_len);
+
+	if (!tracked ||
+	    !request_lives(&tracked->life, request_read(typed, request, start_time_ns))) {
+		/* An empty flush comes to its end without having been issued itself. */
+		if (want_owner && !left)
+			owner_forget(request);
+		return 0;
+	}
+	if (bytes < left) {
+		tracked->life.partly_done = 1;
+		return 0;
+	}
+
+	__u64 now = bpf_ktime_get_ns();
+	__u64 start = tracked->start_ns;
+	__u64 latency = now > start ? now - start : 0;
+	struct latency_key group = {};
+
+	request_over(&requests, &key, &tracked->life);
+	if (want_by_disk)
+		group.disk = request_disk(request, typed);
+	if (want_by_flags)
+		group.kind = block_kind(request_read(typed, request, cmd_flags));
+	histogram_add(&latencies, &group, latency / ns_per_slot_unit, latency);
+	return 0;
+}
+
+/* The request has become a part of another one. */
+static __always_inline int merged(struct request *request)
+{
+	__u64 key = (__u64)request;
+	struct tracked *tracked = bpf_map_lookup_elem(&requests, &key);
+
+	if (tracked)
+		request_over(&requests, &key, &tracked->life);
+	if (want_owner)
+		owner_forget(request);
+	return 0;
+}
+
+/* ---- way btf ---- */
+
+SEC("tp_btf/block_rq_complete")
+int complete__btf(__u64 *ctx)
+{
+	return done((struct request *)ctx[0], (__u32)ctx[2], true);
+}
+
+SEC("tp_btf/block_rq_complete")
+int complete_twin__btf(__u64 *ctx)
+{
+	return done((struct request *)ctx[0], (__u32)ctx[2], true);
+}
+
+SEC("tp_btf/block_rq_issue")
+int issue__btf(__u64 *ctx)
+{
+	return begin(request_of(ctx), true, false);
+}
+
+SEC("tp_btf/block_rq_issue")
+int issue_twin__btf(__u64 *ctx)
+{
+	return begin(request_of(ctx), true, true);
+}
+
+SEC("tp_btf/block_rq_insert")
+int insert__btf(__u64 *ctx)
+{
+	return begin(request_of(ctx), true, false);
+}
+
+/* Since f3bdc62fd82e "blktrace: Provide event for request merging" (5.9). */
+SEC("tp_btf/block_rq_merge")
+int merge__btf(__u64 *ctx)
+{
+	return merged(request_of(ctx));
+}
+
+SEC("tp_btf/block_getrq")
+int getrq__btf(__u64 *ctx)
+{
+	return bio_submitted(ctx);
+}
+
+SEC("tp_btf/block_getrq")
+int getrq_twin__btf(__u64 *ctx)
+{
+	return bio_submitted(ctx);
+}
+
+/* ---- way rawtp ---- */
+
+SEC("raw_tp/block_rq_complete")
+int complete__rawtp(__u64 *ctx)
+{
+	return done((struct request *)ctx[0], (__u32)ctx[2], false);
+}
+
+SEC("raw_tp/block_rq_complete")
+int complete_twin__rawtp(__u64 *ctx)
+{
+	return done((struct request *)ctx[0], (__u32)ctx[2], false);
+}
+
+SEC("raw_tp/block_rq_issue")
+int issue__rawtp(__u64 *ctx)
+{
+	return begin(request_of(ctx), false, false);
+}
+
+SEC("raw_tp/block_rq_issue")
+int issue_twin__rawtp(__u64 *ctx)
+{
+	return begin(request_of(ctx), false, true);
+}
+
+SEC("raw_tp/block_rq_insert")
+int insert__rawtp(__u64 *ctx)
+{
+	return begin(request_of(ctx), false, false);
+}
+
+SEC("raw_tp/block_rq_merge")
+int merge__rawtp(__u64 *ctx)
+{
+	return merged(request_of(ctx));
+}
+
+SEC("raw_tp/block_getrq")
+int getrq__rawtp(__u64 *ctx)
+{
+	return bio_submitted(ctx);
+}
+
+SEC("raw_tp/block_getrq")
+int getrq_twin__rawtp(__u64 *ctx)
+{
+	return bio_submitted(ctx);
+}

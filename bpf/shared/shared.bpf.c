@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Not a tool: brings the structs that src/common shares with every tool into BTF, so that the
+ * library takes them from C as the tools take theirs.
+ */
+#include "block.h"
+#include "events.h"
+#include "filter.h"
+
+EXPORT_STRUCT(event_head);
+EXPORT_STRUCT(loss);
+EXPORT_STRUCT(filter_key);
+enum block_flag export_block_flag;
+enum block_op export_block_op;
+enum filter_kind export_filter_kind;
+enum reader_state export_reader_state;

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * System calls as sys_exit and the __ARCH_sys_NAME() functions see them: number, caller's word
+ * size and arguments, taken from the saved registers.
+ */
+#ifndef SYSCALL_H
+#define SYSCALL_H
+
+#include "bpfscope.h"
+
+#if defined(__TARGET_ARCH_x86)
+
+/* arch/x86/include/asm/thread_info.h: set while a 32-bit system call is in progress. */
+#define TS_COMPAT 0x0002
+
+#define SYSCALL_NATIVE "__x64_sys_"
+#define SYSCALL_COMPAT "__ia32_compat_sys_"
+
+/* Added by the kernel for every 64-bit caller of open() and openat(). */
+#define O_LARGEFILE 00100000
+
+#define NR_open 2
+#define NR_creat 85
+#define NR_openat 257
+#define NR_openat2 437
+#define NR_execve 59
+#define NR_execveat 322
+#define NR32_open 5
+#define NR32_creat 8
+#define NR32_openat 295
+#define NR32_openat2 437
+#define NR32_execve 11
+#define NR32_execveat 358
+
+static __always_inline bool syscall_is_32bit(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, thread_info.status) & TS_COMPAT;
+}
+
+static __always_inline long syscall_number(struct pt_regs *regs)
+{
+	return BPF_CORE_READ(regs, orig_ax);
+}
+
+static __always_inline __u64 syscall_arg(struct pt_regs *regs, int index, bool is_32bit)
+{
+	if (is_32bit) {
+		switch (index) {
+		case 0:
+			return (__u32)BPF_CORE_READ(regs, bx);
+		case 1:
+			return (__u32)BPF_CORE_READ(regs, cx);
+		case 2:
+			return (__u32)BPF_CORE_READ(regs, dx);
+		case 3:
+			return (__u32)BPF_CORE_READ(regs, si);
+		case 4:
+			return (__u32)BPF_CORE_READ(regs, di);
+		default:
+			return (__u32)BPF_CORE_READ(regs, bp);
+		}
+	}
+	switch (index) {
+	case 0:
+		return BPF_CORE_READ(regs, di);
+	case 1:
+		return BPF_CORE_READ(regs, si);
+	case 2:
+		return BPF_CORE_READ(regs, dx);
+	case 3:
+		return BPF_CORE_READ(regs, r10);
+	case 4:
+		return BPF_CORE_READ(regs, r8);
+	default:
+		return BPF_CORE_READ(regs, r9);
+	}
+}
+
+#elif defined(__TARGET_ARCH_arm64)
+
+/* arch/arm64/include/asm/thread_info.h */
+#define TIF_32BIT 22
+
+#define SYSCALL_NATIVE "__arm64_sys_"
+#define SYSCALL_COMPAT "__arm64_compat_sys_"
+
+#define O_LARGEFILE 00400000
+
+/* There is no open() or creat() for 64-bit callers: no system call has this number. */
+#define NR_open (-2)
+#define NR_creat (-2)
+#define NR_openat 56
+#define NR_openat2 437
+#define NR_execve 221
+#define NR_execveat 281
+#define NR32_open 5
+#define NR32_creat 8
+#define NR32_openat 322
+#define NR32_openat2 437
+#define NR32_execve 11
+#define NR32_execveat 387
+
+static __always_inline bool syscall_is_32bit(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, thread_info.flags) & (1UL << TIF_32BIT);
+}
+
+static __always_inline long syscall_number(struct pt_regs *regs)
+{
+	return BPF_CORE_READ(regs, syscallno);
+}
+
+static __always_inline __u64 syscall_arg(struct pt_regs *regs, int index, bool is_32bit)
+{
+	/* x0 holds the result by the time of sys_exit; orig_x0 keeps the first argument. */
+	__u64 value = index ? BPF_CORE_READ(regs, regs[index]) : BPF_CORE_READ(regs, orig_x0);
+
+	return is_32bit ? (__u32)value : value;
+}
+
+#else
+#error "syscall.h does not know this architecture"
+#endif
+
+#endif

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! What the running kernel has, asked from its BTF in one linear pass per question, without
+//! building libbpf's index of every type.
+//!
+//! Layout: include/uapi/linux/btf.h.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use memchr::memmem;
+
+/// Where the kernel shows its own BTF.
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Raw BTF of a kernel.
+pub struct KernelBtf {
+    data: Vec<u8>,
+    types: (usize, usize),
+    strings: (usize, usize),
+    /// Where each type stands, by its id less one.
+    places: Vec<u32>,
+}
+
+/// Kinds of types: `BTF_KIND_*`.
+pub(crate) mod kind {
+    pub const INT: u32 = 1;
+    pub const PTR: u32 = 2;
+    pub const ARRAY: u32 = 3;
+    pub const STRUCT: u32 = 4;
+    pub const UNION: u32 = 5;
+    pub const ENUM: u32 = 6;
+    pub const TYPEDEF: u32 = 8;
+    pub const VOLATILE: u32 = 9;
+    pub const CONST: u32 = 10;
+    pub const RESTRICT: u32 = 11;
+    pub const FUNC: u32 = 12;
+    pub const FUNC_PROTO: u32 = 13;
+    pub const VAR: u32 = 14;
+    pub const DATASEC: u32 = 15;
+    pub const DECL_TAG: u32 = 17;
+    pub const TYPE_TAG: u32 = 18;
+    pub const ENUM64: u32 = 19;
+}
+
+/// One type, undecoded.
+pub(crate) struct Entry<'a> {
+    /// Its name's offset in the strings.
+    pub name: u32,
+    /// Kind, number of members and a flag, as one word.
+    pub info: u32,
+    pub kind: u32,
+    /// Size in bytes, or the type that it refers to.
+    pub size_or_type: u32,
+    /// Members, parameters, values: what follows the first three words.
+    pub members: &'a [u8],
+}
+
+impl Entry<'_> {
+    /// The word at `index` of each record of `size` bytes behind the type.
+    pub fn words(&self, size: usize, index: usize) -> impl Iterator<Item = u32> + '_ {
+        self.members.chunks_exact(size).filter_map(move |record| word(record, index * 4))
+    }
+}
+
+impl KernelBtf {
+    /// Reads raw BTF from a file.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be read or is no BTF.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        Self::parse(fs::read(path)?)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not BTF"))
+    }
+
+    /// Takes raw BTF; `None` when it is none.
+    pub fn parse(data: Vec<u8>) -> Option<Self> {
+        if word16(&data, 0)? != 0xeb9f {
+            return None;
+        }
+        let header = word(&data, 4)? as usize;
+        let section = |at: usize| -> Option<(usize, usize)> {
+            let start = header.checked_add(word(&data, at)? as usize)?;
+            let end = start.checked_add(word(&data, at + 4)? as usize)?;
+            (end <= data.len()).then_some((start, end))
+        };
+        let (types, strings) = (section(8)?, section(16)?);
+        let mut btf = Self { types, strings, data, places: Vec::new() };
+        let mut places = Vec::with_capacity((types.1 - types.0) / 20);
+        let mut at = types.0;
+        while let Some(entry) = btf.type_at(at) {
+            places.push(u32::try_from(at).ok()?);
+            at += 12 + entry.members.len();
+        }
+        btf.places = places;
+        Some(btf)
+    }
+
+    /// The offset of a name in the string section.
+    fn name_offset(&self, name: &str) -> Option<u32> {
+        let strings = &self.data[self.strings.0..self.strings.1];
+        let mut wanted = vec![0u8];
+        wanted.extend_from_slice(name.as_bytes());
+        wanted.push(0);
+        u32::try_from(memmem::find(strings, &wanted)? + 1).ok()
+    }
+
+    /// The string at an offset, without its NUL.
+    pub(crate) fn string(&self, offset: u32) -> &[u8] {
+        let strings = &self.data[self.strings.0..self.strings.1];
+        let rest = strings.get(offset as usize..).unwrap_or(&[]);
+        &rest[..memchr::memchr(0, rest).unwrap_or(rest.len())]
+    }
+
+    /// The type that stands at this place of the data.
+    pub(crate) fn type_at(&self, at: usize) -> Option<Entry<'_>> {
+        if at + 12 > self.types.1 {
+            return None;
+        }
+        let name = word(&self.data, at)?;
+        let info = word(&self.data, at + 4)?;
+        let size_or_type = word(&self.data, at + 8)?;
+        let kind = info >> 24 & 0x1f;
+        let count = (info & 0xffff) as usize;
+        let extra = match kind {
+            kind::INT | kind::VAR | kind::DECL_TAG => 4,
+            kind::ARRAY => 12,
+            kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => count * 12,
+            kind::ENUM | kind::FUNC_PROTO => count * 8,
+            _ => 0,
+        };
+        let members = self.data.get(at + 12..at + 12 + extra)?;
+        Some(Entry { name, info, kind, size_or_type, members })
+    }
+
+    /// Every type, in the order of their ids, which count from 1.
+    pub(crate) fn types(&self) -> impl Iterator<Item = Entry<'_>> {
+        self.places.iter().filter_map(|at| self.type_at(*at as usize))
+    }
+
+    /// The type with this id; `None` for void and for ids that do not exist.
+    pub(crate) fn by_id(&self, id: u32) -> Option<Entry<'_>> {
+        self.type_at(*self.places.get((id as usize).checked_sub(1)?)? as usize)
+    }
+
+    /// The types whose names stand at one of these offsets.
+    fn named(&self, names: &[u32]) -> impl Iterator<Item = Entry<'_>> {
+        let named = |at: &&u32| {
+            word(&self.data, **at as usize).is_some_and(|name| name != 0 && names.contains(&name))
+        };
+        self.places.iter().filter(named).filter_map(|at| self.type_at(*at as usize))
+    }
+
+    /// Which of these names the kernel describes as functions (not yet that they can be probed)
+    /// and, for tracepoints, as `btf_trace_NAME`; in one pass for all of them.
+    pub fn find<'n>(&self, functions: &[&'n str], tracepoints: &[&'n str]) -> Vec<&'n str> {
+        let function = |name: &&'n str| Some((kind::FUNC, self.name_offset(name)?, *name));
+        let tracepoint = |name: &&'n str| {
+            Some((kind::TYPEDEF, self.name_offset(&format!("btf_trace_{name}"))?, *name))
+        };
+        let wanted: Vec<(u32, u32, &str)> = functions
+            .iter()
+            .filter_map(function)
+            .chain(tracepoints.iter().filter_map(tracepoint))
+            .collect();
+        let offsets: Vec<u32> = wanted.iter().map(|(_, offset, _)| *offset).collect();
+        self.named(&offsets)
+            .filter_map(|entry| {
+                let found = |(kind, name, _): &&(u32, u32, &str)| {
+                    entry.name == *name && entry.kind == *kind
+                };
+                wanted.iter().find(found).map(|(_, _, name)| *name)
+            })
+            .collect()
+    }
+
+    /// Whether a struct of this name exists, and if so whether it has this member, itself or in a
+    /// struct or union without a name.
+    pub fn struct_has(&self, name: &str, member: &str) -> Option<bool> {
+        let name = self.name_offset(name)?;
+        let found = self.named(&[name]).find(|entry| entry.kind == kind::STRUCT)?;
+        let Some(member) = self.name_offset(member) else { return Some(false) };
+        Some(self.has_member(&found, member))
+    }
+
+    fn has_member(&self, entry: &Entry<'_>, member: u32) -> bool {
+        entry.words(12, 0).zip(entry.words(12, 1)).any(|(name, ty)| {
+            if name != 0 {
+                return name == member;
+            }
+            // A nameless bit field is no struct and has no members.
+            self.by_id(ty)
+                .filter(|inner| matches!(inner.kind, kind::STRUCT | kind::UNION))
+                .is_some_and(|inner| self.has_member(&inner, member))
+        })
+    }
+}
+
+fn word(data: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(data.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn word16(data: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(data.get(at..at + 2)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tiny BTF: int "x"; func "probe_me"; typedef "btf_trace_tp"; struct "s" { x }.
+    fn tiny() -> Vec<u8> {
+        let strings = b"\0x\0probe_me\0btf_trace_tp\0s\0";
+        let types: Vec<u32> = vec![
+            1,
+            1 << 24,
+            4,
+            32, // int x
+            3,
+            12 << 24,
+            1, // func probe_me
+            12,
+            8 << 24,
+            1, // typedef btf_trace_tp
+            25,
+            4 << 24 | 1,
+            4,
+            1,
+            1,
+            0, // struct s { int x }
+            3,
+            4 << 24 | 1,
+            4,
+            0,
+            4,
+            0, // struct probe_me { struct s; }
+        ];
+        let type_bytes: Vec<u8> = types.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        let mut out = 0xeb9fu16.to_ne_bytes().to_vec();
+        out.extend([1, 0]);
+        let length = |n: usize| u32::try_from(n).expect("small");
+        for w in [24, 0, length(type_bytes.len()), length(type_bytes.len()), length(strings.len())]
+        {
+            out.extend(w.to_ne_bytes());
+        }
+        out.extend(type_bytes);
+        out.extend(strings);
+        out
+    }
+
+    #[test]
+    fn names_are_found_by_kind() {
+        let btf = KernelBtf::parse(tiny()).expect("BTF");
+        assert_eq!(btf.find(&["probe_me", "probe", "x", "missing", "tp"], &[]), ["probe_me"]);
+        assert_eq!(btf.find(&[], &["probe_me", "tp"]), ["tp"]);
+        assert_eq!(btf.struct_has("s", "x"), Some(true));
+        assert_eq!(btf.struct_has("s", "probe_me"), Some(false));
+        assert_eq!(btf.struct_has("probe_me", "x"), Some(true), "through a nameless member");
+        assert_eq!(btf.struct_has("t", "x"), None);
+    }
+
+    #[test]
+    fn what_is_not_btf_is_refused() {
+        assert!(KernelBtf::parse(vec![]).is_none());
+        assert!(KernelBtf::parse(b"\x7fELF............................".to_vec()).is_none());
+        let mut cut = tiny();
+        cut.truncate(40);
+        assert!(KernelBtf::parse(cut).is_none());
+    }
+}

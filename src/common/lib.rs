@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! The library that every bpfscope tool stands on. `docs/architecture.md` is the map.
+
+pub mod block;
+pub mod btf;
+pub mod btf_subset;
+pub mod cgroup;
+pub mod cli;
+pub mod disks;
+pub mod docs;
+pub mod error;
+pub mod escape;
+pub mod event_loop;
+pub mod filter;
+pub mod globals;
+pub mod histogram;
+pub mod loss;
+pub mod maps;
+pub mod multi;
+pub mod names;
+pub mod net;
+pub mod output;
+pub mod prelude;
+pub mod privileges;
+pub mod probe;
+pub mod record;
+pub mod runner;
+pub mod session;
+pub mod shared;
+pub mod symbols;
+pub mod sys;
+pub mod time;
+pub mod tool;
+pub mod value;
+
+pub use runner::main;
+
+// The generated skeletons name the library as their users do.
+extern crate self as bpfscope;

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! The multi-call binary: every tool in one file.
+
+use std::ffi::OsStr;
+use std::ffi::OsString;
+use std::io;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Command;
+
+use crate::docs;
+use crate::error;
+use crate::error::usage;
+use crate::output::complain;
+use crate::record::Records;
+use crate::runner;
+use crate::tool::Alias;
+use crate::tool::Bpf;
+use crate::tool::Doc;
+use crate::tool::Question;
+use crate::tool::Tool;
+use crate::tool::Way;
+
+/// A tool, with its type forgotten.
+pub struct Entry {
+    /// Its name.
+    pub name: &'static str,
+    /// Its other names.
+    pub aliases: &'static [Alias],
+    /// Its manual.
+    pub doc: Doc,
+    /// Its row in the README.
+    pub question: Question,
+    /// Its command line.
+    pub command: fn() -> Command,
+    /// Its records under these options (without the tool's name).
+    pub records: fn(&[&str]) -> Result<Records>,
+    /// Its ways to hook under these options.
+    pub ways: fn(&[&str]) -> Result<Vec<Way>>,
+    /// Its `main`.
+    pub run: fn(Vec<OsString>) -> u8,
+}
+
+impl Entry {
+    /// The entry of a tool.
+    pub const fn of<T: Tool>() -> Self {
+        Self {
+            name: <T::Bpf as Bpf>::NAME,
+            aliases: T::ALIASES,
+            doc: T::DOC,
+            question: T::QUESTION,
+            command: runner::command::<T>,
+            records: |args| Ok(parse::<T>(args)?.records()),
+            ways: |args| Ok(parse::<T>(args)?.ways()),
+            run: runner::run::<T>,
+        }
+    }
+
+    /// The one-line description, from the doc comment on the tool's options.
+    pub fn about(&self) -> String {
+        (self.command)().get_about().map(ToString::to_string).unwrap_or_default()
+    }
+}
+
+fn parse<T: Tool>(args: &[&str]) -> Result<T> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let matches = runner::command::<T>()
+        .try_get_matches_from(std::iter::once(name).chain(args.iter().copied()))?;
+    Ok(T::from_arg_matches(&matches)?)
+}
+
+/// The last part of a path.
+pub(crate) fn basename(path: &OsStr) -> Option<String> {
+    Some(Path::new(path).file_name()?.to_string_lossy().into_owned())
+}
+
+/// Whether a program called `called` is the tool `name`: its name, also behind a prefix that ends
+/// in `-` (`bpf-execsnoop`).
+pub(crate) fn is_called(called: &str, name: &str) -> bool {
+    called == name || called.strip_suffix(name).is_some_and(|prefix| prefix.ends_with('-'))
+}
+
+/// The tool that goes by `called`. Of several, the longest name: `tcpconnect` and `connect` could
+/// both be meant otherwise.
+fn find<'a>(tools: &'a [Entry], called: &str) -> Option<&'a Entry> {
+    let matches = |tool: &Entry| {
+        std::iter::once(tool.name)
+            .chain(tool.aliases.iter().map(|alias| alias.name))
+            .filter(|name| is_called(called, name))
+            .map(str::len)
+            .max()
+    };
+    tools
+        .iter()
+        .filter_map(|tool| Some((matches(tool)?, tool)))
+        .max_by_key(|(n, _)| *n)
+        .map(|(_, t)| t)
+}
+
+const HELP: &str = "\
+eBPF observability tools for Linux
+
+Usage: bpfscope TOOL [OPTIONS]
+       bpfscope COMMAND
+
+Commands:
+  list          Every tool with what it does
+  help [TOOL]   This text, or the tool's options
+  docs PART     Generated documentation: manual TOOL, fields TOOL, output, readme
+
+A link to this program that bears a tool's name, also behind a prefix (bpf-TOOL), is that tool.
+";
+
+/// `main` of the multi-call binary.
+pub fn main(tools: &[Entry]) -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let called = args.first().and_then(|arg| basename(arg)).unwrap_or_default();
+    if let Some(tool) = find(tools, &called) {
+        return ExitCode::from((tool.run)(args));
+    }
+    match dispatch(tools, &args[1.min(args.len())..]) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            complain("bpfscope", &format!("{error:#}"));
+            ExitCode::from(error::status(&error))
+        }
+    }
+}
+
+fn dispatch(tools: &[Entry], args: &[OsString]) -> Result<u8> {
+    let word = args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default();
+    let second = args.get(1).map(|arg| arg.to_string_lossy().into_owned());
+    match (word.as_str(), second.as_deref()) {
+        ("", _) => Err(usage("which tool? bpfscope list names them, bpfscope help says more")),
+        ("-h" | "--help", _) | ("help", None) => say(HELP),
+        ("-V" | "--version", _) => say(&format!("bpfscope {}\n", env!("CARGO_PKG_VERSION"))),
+        ("list", None) => say(&docs::list(tools)),
+        ("list", Some(extra)) => Err(usage(format!("list takes no '{extra}'"))),
+        ("help", Some(name)) => match find(tools, name) {
+            Some(tool) => Ok((tool.run)(vec![tool.name.into(), "--help".into()])),
+            None => Err(usage(format!("there is no tool '{name}'; bpfscope list names them"))),
+        },
+        ("docs", Some("output")) => say(&docs::output(tools)?),
+        ("docs", Some("readme")) => say(&docs::questions(tools)),
+        ("docs", Some(part @ ("fields" | "manual"))) => {
+            let name = args.get(2).map(|arg| arg.to_string_lossy().into_owned());
+            match name.as_deref().and_then(|name| find(tools, name)) {
+                Some(tool) if part == "fields" => say(&docs::fields(tool)?),
+                Some(tool) => say(&docs::manual(tool)),
+                None => Err(usage(format!("docs {part} takes the name of a tool"))),
+            }
+        }
+        ("docs", _) => Err(usage("docs takes: output, readme, manual TOOL, fields TOOL")),
+        (name, _) => match find(tools, name) {
+            Some(tool) => Ok((tool.run)(args.to_vec())),
+            None => Err(usage(format!("there is no tool '{name}'; bpfscope list names them"))),
+        },
+    }
+}
+
+fn say(text: &str) -> Result<u8> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(error::OK),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_and_without_a_prefix() {
+        assert!(is_called("snoop", "snoop") && is_called("bpf-snoop", "snoop"));
+        assert!(!is_called("xsnoop", "snoop") && !is_called("snoop-bpf", "snoop"));
+    }
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! Addresses as the kernel side gives them, `bpf/sock.h`.
+
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+
+use crate::value::Value;
+
+/// The address in four words in network order, of which an IPv4 address is the first; `None` when
+/// the version is neither 4 nor 6.
+pub fn address(version: u8, words: [u32; 4]) -> Option<IpAddr> {
+    let host = words.map(u32::from_be);
+    match version {
+        4 => Some(Ipv4Addr::from(host[0]).into()),
+        6 => {
+            let number = host.iter().fold(0, |all, word| all << 32 | u128::from(*word));
+            Some(Ipv6Addr::from(number).into())
+        }
+        _ => None,
+    }
+}
+
+/// The same as a value.
+pub fn ip(version: u8, words: [u32; 4]) -> Value<'static> {
+    address(version, words).map_or(Value::Null, Value::Ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        let first = [0x7f00_0001u32.to_be(), 0, 0, 0];
+        assert_eq!(address(4, first), Some(IpAddr::from([127, 0, 0, 1])));
+        let last = [0x2001_0db8u32.to_be(), 0, 0, 1u32.to_be()];
+        assert_eq!(address(6, last), "2001:db8::1".parse().ok());
+        assert_eq!(address(0, last), None);
+    }
+}

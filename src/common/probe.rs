@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! Which way to hook: what can be known before anything is loaded.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use libbpf_rs::OpenObject;
+use nix::sys::memfd::MFdFlags;
+use nix::sys::memfd::memfd_create;
+
+use crate::btf;
+use crate::btf::KernelBtf;
+use crate::btf_subset;
+use crate::tool::Way;
+
+/// How a program is hooked, from its section name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook<'a> {
+    /// fentry, fexit: a trampoline at a function that BTF describes.
+    Function(&'a str),
+    /// A tracepoint that BTF describes.
+    TypedTracepoint(&'a str),
+    /// Anything else: found out by attaching.
+    Other,
+}
+
+/// Reads a section name such as `fexit/do_sys_openat2`.
+pub fn hook(section: &str) -> Hook<'_> {
+    let section = section.strip_prefix('?').unwrap_or(section);
+    match section.split_once('/') {
+        Some(("fentry" | "fexit", function)) => Hook::Function(function),
+        Some(("tp_btf", tracepoint)) => Hook::TypedTracepoint(tracepoint),
+        _ => Hook::Other,
+    }
+}
+
+/// The running kernel as far as it matters for choosing a way.
+pub struct Kernel {
+    btf: Option<KernelBtf>,
+    /// The functions and tracepoints that were asked for and exist.
+    found: HashSet<String>,
+}
+
+impl Kernel {
+    /// Looks at the running kernel. Without BTF of its own, nothing that needs it can be used.
+    pub fn look() -> Self {
+        Self { btf: KernelBtf::read(Path::new(btf::VMLINUX)).ok(), found: HashSet::new() }
+    }
+
+    /// Looks for what these programs attach to.
+    pub fn look_for(&mut self, programs: &[Program]) {
+        let Some(btf) = &self.btf else { return };
+        let mut functions = Vec::new();
+        let mut tracepoints = Vec::new();
+        for program in programs {
+            match hook(&program.section) {
+                Hook::Function(name) => functions.push(name),
+                Hook::TypedTracepoint(name) => tracepoints.push(name),
+                Hook::Other => {}
+            }
+        }
+        functions.sort_unstable();
+        functions.dedup();
+        tracepoints.sort_unstable();
+        tracepoints.dedup();
+        let found = btf.find(&functions, &tracepoints);
+        self.found = found.into_iter().map(String::from).collect();
+    }
+
+    /// Why a program with this section name cannot be attached; `None` when it may.
+    fn lacks(&self, section: &str) -> Option<String> {
+        let name = |wanted| match wanted {
+            Hook::Function(name) => format!("function {name}"),
+            Hook::TypedTracepoint(name) => format!("tracepoint {name}"),
+            Hook::Other => String::new(),
+        };
+        let wanted = hook(section);
+        let found = match wanted {
+            Hook::Other => true,
+            _ if self.btf.is_none() => {
+                return Some(format!("the kernel has no BTF to find {} in", name(wanted)));
+            }
+            Hook::Function(name) | Hook::TypedTracepoint(name) => self.found.contains(name),
+        };
+        (!found).then(|| format!("the kernel has no {}", name(wanted)))
+    }
+
+    /// The types that an object can ask for, in a file that libbpf can read; see
+    /// [`crate::btf_subset`]. `None` where there are no types at all.
+    pub fn subset(&self, own: Option<&KernelBtf>, object: &KernelBtf) -> Option<OwnedFd> {
+        let types = own.or(self.btf.as_ref())?;
+        let small = btf_subset::subset(types, &btf_subset::names(object));
+        let file = memfd_create(c"btf", MFdFlags::MFD_CLOEXEC).ok()?;
+        let mut file = File::from(file);
+        file.write_all(&small).ok()?;
+        Some(file.into())
+    }
+
+    fn struct_has(&self, structure: &str, member: &str) -> bool {
+        self.btf.as_ref().is_some_and(|btf| btf.struct_has(structure, member) == Some(true))
+    }
+
+    /// Whether detaching fentry or fexit can deadlock with exiting tasks: RCU-tasks waits for
+    /// them through one SRCU domain, until 1612160b9127 "rcu-tasks: Eliminate deadlocks involving
+    /// do_exit() and RCU tasks" (6.9), which gave each CPU a list of its own.
+    pub fn fentry_may_deadlock(&self) -> bool {
+        let Some(btf) = &self.btf else { return false };
+        // The structure came in 5.17, and the fix is a member of it. Where it has neither, the
+        // domain itself is looked for.
+        if btf.struct_has("rcu_tasks_percpu", "rtp_exit_list") == Some(true) {
+            return false;
+        }
+        fs::read("/proc/kallsyms")
+            .is_ok_and(|text| text.windows(SRCU.len()).any(|window| window == SRCU))
+    }
+}
+
+const SRCU: &[u8] = b" tasks_rcu_exit_srcu\n";
+
+/// A program of an object, as far as choosing needs it.
+pub struct Program {
+    /// Its name.
+    pub name: String,
+    /// Its section.
+    pub section: String,
+}
+
+/// The programs of an object.
+pub fn programs(open: &OpenObject) -> Vec<Program> {
+    let text = |name: &OsStr| name.to_string_lossy().into_owned();
+    open.progs().map(|p| Program { name: text(p.name()), section: text(p.section()) }).collect()
+}
+
+/// A way with its optional programs settled, or why it cannot be taken.
+pub fn settle(way: &Way, programs: &[Program], kernel: &Kernel) -> Result<Way, String> {
+    let section = |name: &str| {
+        programs.iter().find(|p| p.name == name).map(|p| p.section.as_str()).unwrap_or_default()
+    };
+    if let Some(reason) = way.programs.iter().find_map(|name| kernel.lacks(section(name))) {
+        return Err(reason);
+    }
+    let needed = way
+        .lacking
+        .iter()
+        .filter(|(structure, member, _)| !kernel.struct_has(structure, member))
+        .map(|(_, _, program)| *program);
+    let optional = needed
+        .chain(way.optional.iter().copied())
+        .filter(|name| kernel.lacks(section(name)).is_none())
+        .collect();
+    Ok(Way { optional, ..way.clone() })
+}
+
+/// The ways in the order in which they are tried on this kernel.
+pub fn order(ways: Vec<Way>, programs: &[Program], kernel: &Kernel) -> Vec<Way> {
+    let trampolines = |way: &Way| {
+        way.programs.iter().chain(&way.optional).any(|name| {
+            programs
+                .iter()
+                .any(|p| p.name == *name && matches!(hook(&p.section), Hook::Function(_)))
+        })
+    };
+    if !ways.iter().any(&trampolines) || !kernel.fentry_may_deadlock() {
+        return ways;
+    }
+    let (last, first): (Vec<Way>, Vec<Way>) = ways.into_iter().partition(&trampolines);
+    first.into_iter().chain(last).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_are_read() {
+        assert_eq!(hook("fexit/do_sys_openat2"), Hook::Function("do_sys_openat2"));
+        assert_eq!(hook("?fentry/x"), Hook::Function("x"));
+        assert_eq!(hook("tp_btf/sched_switch"), Hook::TypedTracepoint("sched_switch"));
+        assert_eq!(hook("kretprobe/x"), Hook::Other);
+    }
+
+    #[test]
+    fn a_kernel_without_btf_leaves_what_needs_none() {
+        let kernel = Kernel { btf: None, found: HashSet::new() };
+        let program =
+            |name: &str, section: &str| Program { name: name.into(), section: section.into() };
+        let programs = [program("a__fexit", "fexit/x"), program("a__raw", "raw_tp/y")];
+        assert!(settle(&Way::new("fexit", &["a__fexit"]), &programs, &kernel).is_err());
+        let raw = Way::new("raw", &["a__raw"]).optional(&["a__fexit"]);
+        let settled = settle(&raw, &programs, &kernel).expect("possible");
+        assert!(settled.optional.is_empty());
+        assert_eq!(settled.programs, ["a__raw"]);
+    }
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! What a tool's records are: kinds, fields, and the text columns that show them. Declared from
+//! the arguments alone, without a kernel, so that help, schema and docs come from the same place
+//! as the output.
+
+use crate::time::TimeFormat;
+use crate::value::Format;
+use crate::value::Type;
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Something that happened at a moment, to a task: JSON `event`.
+    Event,
+    /// One line of a table: JSON `row`.
+    Row,
+    /// A distribution: JSON `histogram`; the fields are its key.
+    Histogram,
+}
+
+/// One field of a record. Its name is its JSON key and ends in its unit (`lat_ns`, `size_bytes`).
+#[derive(Clone, Debug)]
+pub struct Field {
+    /// The name, in snake case.
+    pub name: &'static str,
+    /// The type, which never varies.
+    pub ty: Type,
+    /// What it means: one sentence for docs/output.md.
+    pub doc: &'static str,
+}
+
+/// One text column: where it takes its value from and how it shows it.
+#[derive(Clone, Debug)]
+pub struct Column {
+    /// The field's name; also `ts`, and for events the process fields (`pid`, `comm`, …).
+    pub field: &'static str,
+    /// The header word.
+    pub header: &'static str,
+    /// The least width; longer values push the line to the right rather than being cut.
+    pub width: usize,
+    /// Right instead of left aligned.
+    pub right: bool,
+    /// Whether it is shown unless `--fields` says otherwise.
+    pub shown: bool,
+    /// How the value is shown.
+    pub format: Format,
+    /// What stands for a value that is not there.
+    pub null: &'static str,
+    /// For `ts`: how, and with how many decimals.
+    pub time: Option<(TimeFormat, usize)>,
+}
+
+/// Starts a left-aligned, shown column.
+pub fn column(field: &'static str, header: &'static str, width: usize) -> Column {
+    Column {
+        field,
+        header,
+        width,
+        right: false,
+        shown: true,
+        format: Format::Plain,
+        null: "?",
+        time: None,
+    }
+}
+
+/// Starts a column of the event's time, hidden unless the user asks for it with [`Column::when`]
+/// or `--timestamp`.
+pub fn time_column(header: &'static str, width: usize, format: TimeFormat) -> Column {
+    let decimals = if format == TimeFormat::Wall { 0 } else { 3 };
+    Column { shown: false, time: Some((format, decimals)), ..column("ts", header, width) }
+}
+
+impl Column {
+    /// Right aligned.
+    #[must_use]
+    pub fn right(self) -> Self {
+        Self { right: true, ..self }
+    }
+
+    /// Shown only when `shown`.
+    #[must_use]
+    pub fn when(self, shown: bool) -> Self {
+        Self { shown, ..self }
+    }
+
+    /// In this format.
+    #[must_use]
+    pub fn format(self, format: Format) -> Self {
+        Self { format, ..self }
+    }
+
+    /// With this text where there is no value.
+    #[must_use]
+    pub fn null(self, null: &'static str) -> Self {
+        Self { null, ..self }
+    }
+
+    /// With this many decimals of a second; for columns of the time.
+    #[must_use]
+    pub fn decimals(self, decimals: usize) -> Self {
+        Self { time: self.time.map(|(format, _)| (format, decimals)), ..self }
+    }
+}
+
+/// A kind of record.
+#[derive(Clone, Debug)]
+pub struct Kind {
+    /// Its name: JSON `kind` where a tool has several, `name` of a histogram.
+    pub name: &'static str,
+    /// What it is.
+    pub class: Class,
+    /// Its own fields, in the order in which the tool gives their values.
+    pub fields: Vec<Field>,
+    /// Its text columns, in order.
+    pub columns: Vec<Column>,
+}
+
+impl Kind {
+    /// An event; the process fields and the time come with it.
+    pub fn event(name: &'static str) -> Self {
+        Self { name, class: Class::Event, fields: Vec::new(), columns: Vec::new() }
+    }
+
+    /// A line of a table.
+    pub fn row(name: &'static str) -> Self {
+        Self { class: Class::Row, ..Self::event(name) }
+    }
+
+    /// A histogram of nanoseconds, bytes or a count, as its name says.
+    pub fn histogram(name: &'static str) -> Self {
+        Self { class: Class::Histogram, ..Self::event(name) }
+    }
+
+    /// Adds a field.
+    #[must_use]
+    pub fn field(mut self, name: &'static str, ty: Type, doc: &'static str) -> Self {
+        self.fields.push(Field { name, ty, doc });
+        self
+    }
+
+    /// Sets the text columns.
+    #[must_use]
+    pub fn columns(mut self, columns: impl IntoIterator<Item = Column>) -> Self {
+        self.columns = columns.into_iter().collect();
+        self
+    }
+
+    /// Where a value of this name comes from.
+    pub fn source(&self, name: &str) -> Option<Source> {
+        if let Some(index) = self.fields.iter().position(|field| field.name == name) {
+            return Some(Source::Field(index));
+        }
+        match (self.class, name) {
+            (_, "ts") => Some(Source::Time),
+            (_, "boot_ns") => Some(Source::BootNs),
+            (Class::Event, name) => {
+                PROCESS.iter().find(|(_, field)| field.name == name).map(|(source, _)| *source)
+            }
+            _ => None,
+        }
+    }
+
+    /// Every field of the record's JSON beside `type`, in order: common ones first.
+    pub fn all_fields(&self) -> Vec<(Source, Field)> {
+        let mut all: Vec<(Source, Field)> = TIMES.to_vec();
+        if self.class == Class::Event {
+            all.extend(PROCESS.iter().cloned());
+        }
+        all.extend(self.fields.iter().cloned().enumerate().map(|(i, f)| (Source::Field(i), f)));
+        all
+    }
+}
+
+/// Where a field's or column's value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The moment, as wall-clock time.
+    Time,
+    /// The moment, as nanoseconds of `CLOCK_BOOTTIME`.
+    BootNs,
+    /// Process id.
+    Pid,
+    /// Thread id.
+    Tid,
+    /// Parent's process id.
+    Ppid,
+    /// Command name.
+    Comm,
+    /// Real uid.
+    Uid,
+    /// Id of the cgroup in the v2 hierarchy.
+    CgroupId,
+    /// Path of that cgroup.
+    Cgroup,
+    /// Container.
+    Container,
+    /// The tool's own field of this index.
+    Field(usize),
+}
+
+const fn common(name: &'static str, ty: Type, doc: &'static str) -> Field {
+    Field { name, ty, doc }
+}
+
+/// The time fields of every measurement.
+pub static TIMES: [(Source, Field); 2] = [
+    (Source::Time, common("ts", Type::String, "When, as RFC 3339 with nanoseconds and offset.")),
+    (Source::BootNs, common("boot_ns", Type::Id, "When, in nanoseconds of CLOCK_BOOTTIME.")),
+];
+
+/// The process fields of every event.
+pub static PROCESS: [(Source, Field); 8] = [
+    (Source::Pid, common("pid", Type::Uint, "Process id.")),
+    (Source::Tid, common("tid", Type::Uint, "Thread id.")),
+    (Source::Ppid, common("ppid", Type::Uint, "Process id of the parent.")),
+    (Source::Comm, common("comm", Type::String, "Command name of the thread.")),
+    (Source::Uid, common("uid", Type::Uint, "Real user id.")),
+    (Source::CgroupId, common("cgroup_id", Type::Id, "Id of the cgroup (v2 hierarchy).")),
+    (
+        Source::Cgroup,
+        common(
+            "cgroup",
+            Type::String,
+            "Path of the cgroup below the hierarchy's root; null when it is gone.",
+        ),
+    ),
+    (
+        Source::Container,
+        common(
+            "container",
+            Type::String,
+            "Container of the process; null outside of one, or where it is not known.",
+        ),
+    ),
+];
+
+/// All kinds of records of a tool.
+#[derive(Clone, Debug)]
+pub struct Records {
+    /// The kinds; tools name them by index.
+    pub kinds: Vec<Kind>,
+    /// The text line that is printed before anything else, if any.
+    pub banner: Option<String>,
+}
+
+impl Records {
+    /// These kinds, without a banner.
+    pub fn new(kinds: impl IntoIterator<Item = Kind>) -> Self {
+        Self { kinds: kinds.into_iter().collect(), banner: None }
+    }
+
+    /// With a line of text before the first header or report.
+    #[must_use]
+    pub fn banner(self, banner: impl Into<String>) -> Self {
+        Self { banner: Some(banner.into()), ..self }
+    }
+}

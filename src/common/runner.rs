@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! The only ladder: parse → open → configure → load → attach → run, for every tool.
+
+use std::ffi::OsString;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::os::fd::AsRawFd as _;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use anyhow::Context as _;
+use anyhow::Result;
+use clap::Command;
+use clap::error::ErrorKind;
+use libbpf_rs::MapHandle;
+use libbpf_rs::Object;
+use libbpf_rs::OpenObject;
+use libbpf_rs::PrintLevel;
+use libbpf_rs::set_print;
+use libbpf_rs::skel::OpenSkel as _;
+use libbpf_rs::skel::Skel as _;
+use libbpf_rs::skel::SkelBuilder as _;
+
+use crate::btf::KernelBtf;
+use crate::cli::Common;
+use crate::cli::add_common;
+use crate::error;
+use crate::error::unsupported;
+use crate::event_loop::Waiter;
+use crate::filter;
+use crate::globals;
+use crate::globals::ReaderState;
+use crate::output::Output;
+use crate::output::complain;
+use crate::privileges;
+use crate::probe;
+use crate::probe::Kernel;
+use crate::record::Records;
+use crate::session::Attached;
+use crate::session::Session;
+use crate::session::Start;
+use crate::sys;
+use crate::sys::Held;
+use crate::tool::Bpf;
+use crate::tool::Tool;
+use crate::tool::Way;
+
+/// `main` of a stand-alone tool.
+pub fn main<T: Tool>() -> ExitCode {
+    ExitCode::from(run::<T>(std::env::args_os().collect()))
+}
+
+/// The tool's whole command line.
+pub fn command<T: Tool>() -> Command {
+    let name = <T::Bpf as Bpf>::NAME;
+    let command = T::augment_args(Command::new(name));
+    add_common(command, T::LETTERS)
+        .version(env!("CARGO_PKG_VERSION"))
+        .help_template("{about}\n\n{usage-heading} {usage}\n\n{all-args}")
+        .max_term_width(100)
+}
+
+/// Runs a tool with these arguments, the first of which is the name it was called by. Returns the
+/// exit status.
+pub fn run<T: Tool>(args: Vec<OsString>) -> u8 {
+    let name = <T::Bpf as Bpf>::NAME;
+    match parse_and_run::<T>(args) {
+        Ok(status) => status,
+        Err(error) => {
+            complain(name, &format!("{error:#}"));
+            error::status(&error)
+        }
+    }
+}
+
+fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let called = args.first().and_then(|arg| crate::multi::basename(arg)).unwrap_or_default();
+    if let Some(alias) =
+        T::ALIASES.iter().find(|alias| crate::multi::is_called(&called, alias.name))
+    {
+        args.splice(1..1, alias.args.iter().map(OsString::from));
+    }
+    if args.is_empty() {
+        args.push(name.into());
+    }
+    let matches = match command::<T>().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) => return refuse(&error),
+    };
+    let mut tool = T::from_arg_matches(&matches).map_err(|e| error::usage(first_line(&e)))?;
+    let mut common = Common::from_matches(&matches, T::REFUSED)?;
+    tool.check(&mut common)?;
+    let records = tool.records();
+    // Refuses unknown fields before anything is opened.
+    let output = Output::new(&records, &common.choice)?;
+    let lost = climb(&tool, &common, &records, output)?;
+    Ok(if lost && common.strict { error::LOST } else { error::OK })
+}
+
+/// Help and version go to stdout; anything else is one sentence.
+fn refuse(error: &clap::Error) -> Result<u8> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // Nobody to tell when the reader has gone.
+            let _ = error.print();
+            Ok(error::OK)
+        }
+        _ => Err(error::usage(first_line(error))),
+    }
+}
+
+fn first_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty() && !line.starts_with("tip:"))
+        .collect();
+    let sentence = lines.join(" ");
+    format!("{}; see --help", sentence.strip_prefix("error: ").unwrap_or(&sentence))
+}
+
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+/// libbpf's last words, kept to explain a failure.
+static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn on_libbpf(level: PrintLevel, text: String) {
+    if VERBOSE.load(Ordering::Relaxed) {
+        complain("libbpf", text.trim_end());
+    }
+    if matches!(level, PrintLevel::Warn)
+        && let Ok(mut warnings) = WARNINGS.lock()
+    {
+        warnings.push(text.trim_end().to_string());
+    }
+}
+
+fn take_warnings() -> Vec<String> {
+    WARNINGS.lock().map(|mut warnings| std::mem::take(&mut *warnings)).unwrap_or_default()
+}
+
+/// What one try of a way came to.
+enum Attempt {
+    /// The tool ran to its end; whether events were lost.
+    Ran(bool),
+    /// This kernel does not take this way, and why.
+    Refused(String),
+}
+
+/// Tries the ways, best first, until one runs.
+fn climb<T: Tool>(tool: &T, common: &Common, records: &Records, output: Output) -> Result<bool> {
+    let name = <T::Bpf as Bpf>::NAME;
+    VERBOSE.store(common.verbose, Ordering::Relaxed);
+    let level = if common.verbose { PrintLevel::Debug } else { PrintLevel::Warn };
+    set_print(Some((level, on_libbpf)));
+    if let Some(sentence) = privileges::obstacle(common.btf.as_deref()) {
+        return Err(unsupported(sentence));
+    }
+
+    let mut kernel = Kernel::look();
+    let (programs, types) = {
+        let mut storage = MaybeUninit::uninit();
+        let open = builder::<T>(None)?.open(&mut storage).context("opening the object")?;
+        let own = common.btf.as_deref().map(KernelBtf::read).transpose().context("--btf")?;
+        let types = globals::object_btf(open.open_object())
+            .and_then(|object| kernel.subset(own.as_ref(), &object));
+        (probe::programs(open.open_object()), types)
+    };
+    let mut output = Some(output);
+    let mut refusals: Vec<String> = Vec::new();
+    kernel.look_for(&programs);
+    let mut ways: Vec<Way> = Vec::new();
+    for way in probe::order(tool.ways(), &programs, &kernel) {
+        match probe::settle(&way, &programs, &kernel) {
+            Ok(way) => ways.push(way),
+            Err(reason) => {
+                if common.verbose {
+                    complain(name, &format!("way {} is not possible: {reason}", way.name));
+                }
+                refusals.push(format!("{}: {reason}", way.name));
+            }
+        }
+    }
+    // Megabytes that are not needed any more.
+    drop(kernel);
+    for way in ways {
+        match attempt(tool, common, records, &way, types.as_ref(), &mut output)? {
+            Attempt::Ran(lost) => return Ok(lost),
+            Attempt::Refused(reason) => {
+                if common.verbose {
+                    complain(name, &format!("way {} is not possible: {reason}", way.name));
+                }
+                refusals.push(format!("{}: {reason}", way.name));
+            }
+        }
+    }
+    let all = refusals.join("; ");
+    let hint = privileges::hint(&all).map(|hint| format!(" ({hint})")).unwrap_or_default();
+    if all.contains("Cannot allocate memory") {
+        anyhow::bail!("{all}");
+    }
+    Err(unsupported(format!("this kernel does not let it hook in: {all}{hint}")))
+}
+
+/// A builder whose object finds kernel types in this file.
+fn builder<T: Tool>(types: Option<&OwnedFd>) -> Result<<T::Bpf as Bpf>::Builder> {
+    let mut builder = <T::Bpf as Bpf>::Builder::default();
+    if let Some(file) = types {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        builder.object_builder_mut().btf_custom_path(path).context("kernel types")?;
+    }
+    Ok(builder)
+}
+
+fn attempt<T: Tool>(
+    tool: &T,
+    common: &Common,
+    records: &Records,
+    way: &Way,
+    types: Option<&OwnedFd>,
+    output: &mut Option<Output>,
+) -> Result<Attempt> {
+    let name = <T::Bpf as Bpf>::NAME;
+    take_warnings();
+    let mut storage = MaybeUninit::uninit();
+    let mut open = builder::<T>(types)?.open(&mut storage).context("opening the object")?;
+    let _models = prepare(open.open_object_mut(), common, way)?;
+    let state_offset = ReaderState::offset(open.open_object())?;
+    tool.configure(&mut open, way)?;
+    let skel = match open.load() {
+        Ok(skel) => skel,
+        Err(error) => return Ok(Attempt::Refused(explain(&format!("{error:#}")))),
+    };
+    let object = skel.object();
+    let (attached, way, held) = match attach(object, common, way)? {
+        Ok(done) => done,
+        Err(reason) => return Ok(Attempt::Refused(reason)),
+    };
+    if common.verbose {
+        let optional = way.optional.join(" ");
+        let more = if optional.is_empty() { String::new() } else { format!(" {optional}") };
+        complain(name, &format!("way {}: {}{more}", way.name, way.programs.join(" ")));
+    }
+    let reader_state = state_offset.map(|offset| ReaderState::of(object, offset)).transpose()?;
+    let mut session = Session::new(Start {
+        name,
+        common,
+        way: &way,
+        object,
+        output: output.take().context("the output was already taken")?,
+        waiter: Waiter::new()?,
+        attached,
+        reader_state,
+    });
+    session.ready(records, held)?;
+    tool.run(&skel, &mut session)?;
+    Ok(Attempt::Ran(session.finish()?))
+}
+
+/// What is common to all tools between open and load. The maps that are returned must stay open
+/// until the load.
+fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapHandle>> {
+    let tree = filter::filters_tree(common);
+    for mut program in open.progs_mut() {
+        let name = program.name().to_string_lossy().into_owned();
+        let name = name.as_str();
+        let wanted = if filter::TREE_PROGRAMS.contains(&name) {
+            tree
+        } else {
+            way.programs.contains(&name) || way.optional.contains(&name)
+        };
+        program.set_autoload(wanted);
+    }
+    let cpus = u64::try_from(libbpf_rs::num_possible_cpus()?)?;
+    let buffer = common
+        .buffer_size
+        .unwrap_or_else(|| (cpus << 20).clamp(4 << 20, 64 << 20).next_power_of_two());
+    for mut map in open.maps_mut() {
+        let name = map.name().to_string_lossy().into_owned();
+        if let Some((_, of_way)) = name.split_once("__") {
+            map.set_autocreate(of_way == way.name)?;
+        }
+        if name == "events" {
+            map.set_max_entries(u32::try_from(buffer)?)?;
+        }
+    }
+    globals::set_constant(open, "ring_watermark", &(buffer / 8).to_ne_bytes())?;
+    filter::configure(open, common)
+}
+
+type Hooked = (Vec<Attached>, Way, Option<Held>);
+
+/// Attaches the way's programs in its order. The inner error is why this kernel does not take it.
+fn attach(object: &Object, common: &Common, way: &Way) -> Result<Result<Hooked, String>> {
+    filter::fill(object, common)?;
+    let one = |name: &'static str| -> Result<Attached, String> {
+        let program = object
+            .progs_mut()
+            .find(|program| program.name() == name)
+            .ok_or_else(|| format!("there is no program {name}"))?;
+        let is_kprobe = program.section().to_string_lossy().starts_with('k');
+        let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
+        let program = program.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
+        Ok(Attached { name, link, program, is_kprobe })
+    };
+    let mut attached = Vec::new();
+    let mut held = None;
+    if filter::filters_tree(common) {
+        for name in filter::TREE_PROGRAMS {
+            match one(name) {
+                Ok(hooked) => attached.push(hooked),
+                Err(reason) => return Ok(Err(reason)),
+            }
+        }
+        if let Some(root) = common.tree {
+            filter::plant_tree(object, root)?;
+        }
+    }
+    for name in &way.programs {
+        match one(name) {
+            Ok(hooked) => attached.push(hooked),
+            Err(reason) => return Ok(Err(reason)),
+        }
+    }
+    let mut optional = Vec::new();
+    for name in &way.optional {
+        match one(name) {
+            Ok(hooked) => {
+                attached.push(hooked);
+                optional.push(*name);
+            }
+            Err(reason) if common.verbose => complain(name, &format!("left out: {reason}")),
+            Err(_) => {}
+        }
+    }
+    if !common.command.is_empty() {
+        let command = sys::hold_command(&common.command)?;
+        if filter::filters_tree(common) {
+            filter::plant_tree(object, command.pid)?;
+        }
+        held = Some(command);
+    }
+    Ok(Ok((attached, Way { optional, ..way.clone() }, held)))
+}
+
+/// A refusal in one line: the error, and libbpf's most telling word about it.
+fn explain(error: &str) -> String {
+    let warnings = take_warnings();
+    let told = warnings
+        .iter()
+        .filter(|line| {
+            !line.contains("BEGIN PROG LOAD LOG") && !line.contains("failed to load object")
+        })
+        .find(|line| line.starts_with("libbpf: prog"))
+        .map(|line| {
+            let line = line.trim_start_matches("libbpf: ");
+            line.lines().next().unwrap_or(line).to_string()
+        });
+    let error = error.trim_end_matches(['.', '\n']).replace('\n', " ");
+    told.unwrap_or(error)
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! The contract between a tool and the runner.
+
+use anyhow::Result;
+use libbpf_rs::skel::OpenSkel;
+use libbpf_rs::skel::SkelBuilder;
+
+use crate::cli::Common;
+use crate::record::Records;
+use crate::session::Session;
+
+/// A tool's kernel side, as `bpf!` describes it.
+pub trait Bpf {
+    /// The tool's name.
+    const NAME: &'static str;
+    /// The skeleton's builder.
+    type Builder: Default + for<'o> SkelBuilder<'o>;
+}
+
+/// The skeleton of `T` before the load: constants and map sizes can be set.
+pub type OpenSkelOf<'o, T> = <<<T as Tool>::Bpf as Bpf>::Builder as SkelBuilder<'o>>::Output;
+
+/// The skeleton of `T` after the load.
+pub type SkelOf<'o, T> = <OpenSkelOf<'o, T> as OpenSkel<'o>>::Output;
+
+/// One way to hook: programs that together see everything. In C, the programs and maps of a way
+/// are named `ROLE__WAY`; names without `__` belong to every way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// Its name, as `-v`, the `ready` record and the tests show it.
+    pub name: &'static str,
+    /// Programs that it cannot do without, in the order in which they are attached: the end of a
+    /// pair before its beginning.
+    pub programs: Vec<&'static str>,
+    /// Programs that are left out where the kernel lacks what they attach to.
+    pub optional: Vec<&'static str>,
+    /// Programs that are only needed where a struct lacks a member: (struct, member, program).
+    /// Others leave them out.
+    pub lacking: Vec<(&'static str, &'static str, &'static str)>,
+    /// Programs of which the second does what the kernel skipped of the first: bpf/twin.h.
+    pub twins: Vec<(&'static str, &'static str)>,
+}
+
+impl Way {
+    /// A way that needs these programs.
+    pub fn new(name: &'static str, programs: &[&'static str]) -> Self {
+        Self {
+            name,
+            programs: programs.to_vec(),
+            optional: Vec::new(),
+            lacking: Vec::new(),
+            twins: Vec::new(),
+        }
+    }
+
+    /// Adds programs that are left out where the kernel lacks what they attach to.
+    #[must_use]
+    pub fn optional(mut self, programs: &[&'static str]) -> Self {
+        self.optional.extend(programs);
+        self
+    }
+
+    /// Adds an optional program for kernels whose `structure` has no `member`.
+    #[must_use]
+    pub fn where_lacking(
+        mut self,
+        structure: &'static str,
+        member: &'static str,
+        program: &'static str,
+    ) -> Self {
+        self.lacking.push((structure, member, program));
+        self
+    }
+
+    /// Adds the twin of one of its programs: bpf/twin.h. Only what both skip is missed.
+    #[must_use]
+    pub fn twin(mut self, program: &'static str, twin: &'static str) -> Self {
+        self.programs.push(twin);
+        self.twins.push((program, twin));
+        self
+    }
+
+    /// Adds programs that it needs when `wanted`.
+    #[must_use]
+    pub fn with(mut self, wanted: bool, programs: &[&'static str]) -> Self {
+        if wanted {
+            self.programs.extend(programs);
+        }
+        self
+    }
+}
+
+/// What a tool's manual says beside its options: plain paragraphs, separated by empty lines.
+#[derive(Clone, Copy, Debug)]
+pub struct Doc {
+    /// What it does and how to read its output.
+    pub description: &'static str,
+    /// Worked examples: command, output, what it shows.
+    pub examples: &'static str,
+    /// What it costs, and on what.
+    pub overhead: &'static str,
+    /// What it cannot see.
+    pub limits: &'static str,
+}
+
+/// The tool's row in the README's table.
+#[derive(Clone, Copy, Debug)]
+pub struct Question {
+    /// The heading it stands under ("Files", "Processes", "Block I/O", "Network").
+    pub heading: &'static str,
+    /// What a user would ask.
+    pub question: &'static str,
+}
+
+/// Another name of a tool, under which some arguments are already given.
+#[derive(Clone, Copy, Debug)]
+pub struct Alias {
+    /// The name.
+    pub name: &'static str,
+    /// What stands before the user's own arguments.
+    pub args: &'static [&'static str],
+}
+
+/// A tool. The type that implements it is its `clap::Args`, with the tool's own options only; the
+/// doc comment on it is the one-line description in help and manual.
+pub trait Tool: clap::Args + Sized + 'static {
+    /// The kernel side: `bpf::Object`.
+    type Bpf: Bpf;
+
+    /// The manual.
+    const DOC: Doc;
+    /// The README's table.
+    const QUESTION: Question;
+    /// Which letter each common option has in this tool: `("pid", 'p')`. Options that upstream
+    /// does not have here have no letter.
+    const LETTERS: &'static [(&'static str, char)] = &[];
+    /// Other names of the tool.
+    const ALIASES: &'static [Alias] = &[];
+    /// Common options that make no sense here, each with the reason as a sentence's end: "it
+    /// counts requests, not calls".
+    const REFUSED: &'static [(&'static str, &'static str)] = &[];
+
+    /// The ways to hook under these options, best first.
+    fn ways(&self) -> Vec<Way>;
+
+    /// Usage errors, before anything is opened; and other spellings of common options.
+    ///
+    /// # Errors
+    /// What [`crate::error::usage`] makes.
+    fn check(&mut self, common: &mut Common) -> Result<()> {
+        let _ = common;
+        Ok(())
+    }
+
+    /// What the records are. From the arguments alone.
+    fn records(&self) -> Records;
+
+    /// Sets constants and map sizes; called for each way that is tried.
+    ///
+    /// # Errors
+    /// Whatever stops the tool.
+    fn configure(&self, open: &mut OpenSkelOf<'_, Self>, way: &Way) -> Result<()> {
+        let _ = (open, way);
+        Ok(())
+    }
+
+    /// Does the work: streams, counts, reports.
+    ///
+    /// # Errors
+    /// Whatever stops the tool.
+    fn run(&self, skel: &SkelOf<'_, Self>, session: &mut Session<'_>) -> Result<()>;
+}
+
+/// Makes `mod bpf` with the kernel side of the tool `NAME`: `bpf::Object`, `bpf::OpenSkel`,
+/// `bpf::Skel` and the structs in `bpf::types`.
+#[macro_export]
+macro_rules! bpf {
+    ($name:literal) => {
+        /// The kernel side, as generated from C.
+        // The skeleton's plumbing and the `Plain` implementations are unsafe by nature.
+        #[allow(unsafe_code, missing_docs, unused, clippy::all, clippy::pedantic)]
+        mod bpf {
+            include!(concat!(env!("OUT_DIR"), "/", $name, ".rs"));
+        }
+    };
+}

@@ -1,0 +1,425 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! What holds for every tool: how it hooks in, how it ends, what it says when it cannot run, and
+//! that events come soon, once, or are counted as lost.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::fs::File;
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::io::Read as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::Child;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use bpfscope::maps;
+use libbpf_rs::MapCore as _;
+use libbpf_rs::MapFlags;
+use libbpf_rs::MapHandle;
+use libbpf_rs::MapType;
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use crate::support::Case;
+use crate::support::Outcome;
+use crate::support::binary;
+use crate::support::command;
+use crate::support::gettid;
+use crate::support::kernel;
+use crate::support::patience;
+use crate::support::scratch;
+use crate::support::start;
+use crate::support::start_command;
+
+pub const CASES: &[Case] = &[
+    Case::new("each tool hooks in the expected way", ways),
+    Case::new("each tool ends when its reader goes away", reader_goes_away),
+    Case::new("each tool ends with its report on a signal", signals),
+    Case::new("an ignored signal still ends a tool", inherited_ignore),
+    Case::new("a second signal ends a stuck tool", second_signal),
+    Case::new("duration and limit end a tool", duration_and_limit),
+    Case::new("a full disk is an error", full_disk),
+    Case::new("no capabilities, no kernel types", cannot_run),
+    Case::new("no tracefs", no_tracefs),
+    Case::new("a map of 20,000 keys is read whole", whole_maps),
+    Case::alone("single events come within 200 ms", single_events),
+    Case::alone("a flooded tool ends within a second", flooded),
+    Case::alone("shown and lost are all there was", loss),
+];
+
+/// A filter that nothing passes, so that a tool has nothing to do.
+const IDLE: [&str; 2] = ["--comm", "no-such-command"];
+
+fn tools() -> Vec<String> {
+    let output = Command::new(binary()).arg("list").output().expect("bpfscope list");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let tools: Vec<String> =
+        text.lines().filter_map(|line| line.split(' ').next().map(String::from)).collect();
+    assert!(tools.contains(&"opensnoop".to_string()), "{text}");
+    tools
+}
+
+/// The expected way of a tool under these arguments on this kernel, from tests/expect/NAME: lines
+/// `KERNEL WAY [ARGUMENTS]`.
+fn expected(tool: &str) -> BTreeMap<Vec<String>, String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/expect").join(tool);
+    let text =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| {
+            let mut words = line.split_whitespace().map(String::from);
+            let kernel_name = words.next()?;
+            let way = words.next()?;
+            (kernel_name == kernel()).then(|| (words.collect(), way))
+        })
+        .collect()
+}
+
+fn ways() -> Outcome {
+    for tool in tools() {
+        let expected = expected(&tool);
+        if kernel() == "own" {
+            // Any machine: whatever it takes, it must run.
+            start(&tool, &[]).stop().assert_clean();
+            continue;
+        }
+        assert!(!expected.is_empty(), "tests/expect/{tool} does not know {}", kernel());
+        for (args, way) in expected {
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            let running = start(&tool, &args);
+            assert_eq!(running.way(), way, "{tool} {args:?}");
+            running.stop().assert_clean();
+        }
+    }
+    Outcome::Passed
+}
+
+fn wait(mut child: Child) -> Output {
+    let until = Instant::now() + patience();
+    let mut stderr = child.stderr.take().expect("piped");
+    let reader = thread::spawn(move || {
+        let mut text = Vec::new();
+        let _ = stderr.read_to_end(&mut text);
+        text
+    });
+    loop {
+        if let Some(status) = child.try_wait().expect("wait") {
+            let stderr = reader.join().expect("stderr");
+            return Output { status, stdout: Vec::new(), stderr };
+        }
+        if Instant::now() > until {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("it does not end: {}", String::from_utf8_lossy(&reader.join().expect("stderr")));
+        }
+        thread::yield_now();
+    }
+}
+
+/// `TOOL --output json | head -1`, while nothing happens.
+fn reader_goes_away() -> Outcome {
+    for tool in tools() {
+        let mut child = command(&tool, &["--output", "json"])
+            .args(IDLE)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("spawn");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("one line");
+        assert!(line.contains("\"ready\""), "{tool}: {line}");
+        drop(stdout);
+        let output = wait(child);
+        assert_eq!(output.status.code(), Some(0), "{tool}");
+        assert!(output.stderr.is_empty(), "{tool}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Outcome::Passed
+}
+
+fn signals() -> Outcome {
+    for tool in tools() {
+        for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
+            let finished = start(&tool, &IDLE).stop_with(signal);
+            finished.assert_clean();
+            assert_eq!(finished.end()["reason"], signal.as_str(), "{tool}");
+        }
+    }
+    Outcome::Passed
+}
+
+/// A script's background job has SIGINT ignored.
+fn inherited_ignore() -> Outcome {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' INT TERM HUP; exec \"$@\"", "sh"]);
+    shell.arg(binary()).args(["opensnoop", "--output", "json"]).args(IDLE);
+    let finished = start_command(shell).stop_with(Signal::SIGINT);
+    finished.assert_clean();
+    assert_eq!(finished.end()["reason"], "SIGINT");
+    Outcome::Passed
+}
+
+/// Nobody reads, so the tool is stuck in a write when the first signal comes.
+fn second_signal() -> Outcome {
+    let directory = scratch("stuck");
+    let path = directory.join("file");
+    let mut child = command("opensnoop", &["--output", "json", "--tid", &gettid().to_string()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("spawn");
+    let mut stdout = BufReader::with_capacity(1, child.stdout.take().expect("piped"));
+    let mut line = String::new();
+    stdout.read_line(&mut line).expect("ready");
+    let pid = i32::try_from(child.id()).expect("pid");
+    // Until it sleeps in a write to the full pipe.
+    let until = Instant::now() + patience();
+    let stuck = || {
+        fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|at| at.contains("pipe_write"))
+            || fs::read_to_string(format!("/proc/{pid}/syscall"))
+                .is_ok_and(|call| call.starts_with("1 0x1 "))
+    };
+    while !stuck() {
+        let _ = File::open(&path);
+        assert!(Instant::now() < until, "the pipe does not fill");
+    }
+    kill(Pid::from_raw(pid), Signal::SIGINT).expect("kill");
+    kill(Pid::from_raw(pid), Signal::SIGTERM).expect("kill");
+    let output = wait(child);
+    assert_eq!((output.status.code(), output.status.signal()), (Some(130), None));
+    drop(stdout);
+    Outcome::Passed
+}
+
+fn duration_and_limit() -> Outcome {
+    let started = Instant::now();
+    let finished = start("opensnoop", &["--duration", "0.5", "--comm", "no-such-command"]).finish();
+    finished.assert_clean();
+    assert_eq!(finished.end()["reason"], "duration");
+    assert!(started.elapsed() >= Duration::from_millis(500));
+
+    let directory = scratch("limit");
+    let tool = start("opensnoop", &["--limit", "3", "--tid", &gettid().to_string()]);
+    for _ in 0..10 {
+        let _ = File::open(directory.join("file"));
+    }
+    let finished = tool.finish();
+    finished.assert_clean();
+    assert_eq!(
+        (finished.of("event").count(), finished.end()["reason"].as_str()),
+        (3, Some("limit"))
+    );
+    Outcome::Passed
+}
+
+fn full_disk() -> Outcome {
+    for tool in tools() {
+        let output = command(&tool, &["--output", "json"])
+            .args(IDLE)
+            .stdout(File::options().write(true).open("/dev/full").expect("/dev/full"))
+            .output()
+            .expect("run");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{tool}: {stderr}");
+        assert!(
+            stderr.contains("No space left") && stderr.lines().count() == 1,
+            "{tool}: {stderr}"
+        );
+    }
+    Outcome::Passed
+}
+
+/// Runs a command that must end by itself with status 3 and one line.
+fn refused(mut command: Command, word: &str) {
+    let output = command.stdin(Stdio::null()).output().expect("run");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{command:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(stderr.lines().count() == 1 && stderr.contains(word), "{stderr}");
+}
+
+/// A shell in a mount namespace of its own, which runs `prepare` and then becomes what follows.
+fn apart(prepare: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", &format!("{prepare}; exec \"$@\""), "sh"]);
+    command.arg(binary());
+    command
+}
+
+fn cannot_run() -> Outcome {
+    let types = scratch("btf").join("vmlinux");
+    fs::copy("/sys/kernel/btf/vmlinux", &types).expect("the kernel's BTF");
+    for tool in tools() {
+        let mut bare = Command::new("setpriv");
+        bare.args(["--bounding-set=-all", "--inh-caps=-all"]).arg(binary()).arg(&tool);
+        refused(bare, "CAP_BPF");
+        let mut partly = Command::new("setpriv");
+        partly.args(["--bounding-set=-all,+bpf", "--inh-caps=-all"]).arg(binary()).arg(&tool);
+        refused(partly, "CAP_PERFMON");
+        let hide = "mount -t tmpfs none /sys/kernel/btf";
+        let mut untyped = apart(hide);
+        untyped.arg(&tool);
+        refused(untyped, "CONFIG_DEBUG_INFO_BTF");
+        // With types from a file, ways that need none of the kernel's own are left.
+        let mut typed = apart(hide);
+        typed.args([&tool, "--output", "json", "--btf"]).arg(&types).args(IDLE);
+        let running = start_command(typed);
+        let typed_ways = ["fexit", "btf", "tp_btf", "tpbtf"];
+        assert!(!typed_ways.contains(&running.way()), "{tool}: {}", running.ready);
+        running.stop().assert_clean();
+    }
+    Outcome::Passed
+}
+
+/// No tool of those that exist needs tracefs: they hook by BTF and by perf's own probes.
+fn no_tracefs() -> Outcome {
+    for tool in tools() {
+        let hide = "for at in /sys/kernel/tracing /sys/kernel/debug; do \
+                    while mountpoint -q $at; do umount -l $at; done; done; \
+                    test ! -e /sys/kernel/tracing/events";
+        let mut command = apart(hide);
+        command.args([&tool, "--output", "json"]).args(IDLE);
+        start_command(command).stop().assert_clean();
+    }
+    Outcome::Passed
+}
+
+fn whole_maps() -> Outcome {
+    const KEYS: u32 = 20_000;
+    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+        ..Default::default()
+    };
+    let cpus = libbpf_rs::num_possible_cpus().expect("CPUs");
+    for kind in [MapType::Hash, MapType::PercpuHash] {
+        let map =
+            MapHandle::create(kind, Some("twenty_thousand"), 4, 12, KEYS, &options).expect("map");
+        for key in 0..KEYS {
+            let mut value = vec![0u8; 12];
+            value[..4].copy_from_slice(&key.to_ne_bytes());
+            let bytes = key.to_ne_bytes();
+            if kind == MapType::Hash {
+                map.update(&bytes, &value, MapFlags::ANY).expect("update");
+            } else {
+                map.update_percpu(&bytes, &vec![value; cpus], MapFlags::ANY).expect("update");
+            }
+        }
+        let entries = maps::read_all(&map).expect("read");
+        assert_eq!(entries.len(), KEYS as usize);
+        let mut seen = vec![false; KEYS as usize];
+        for (key, values) in entries.iter() {
+            let number = u32::from_ne_bytes(key.try_into().expect("four bytes"));
+            assert!(!std::mem::replace(&mut seen[number as usize], true), "{number} twice");
+            assert_eq!(values.len(), if kind == MapType::Hash { 1 } else { cpus });
+            assert!(values.iter().all(|value| value.len() == 12 && value[..4] == *key));
+        }
+        assert!(seen.iter().all(|seen| *seen));
+    }
+    Outcome::Passed
+}
+
+/// How many times slower the emulated machines are than the promise allows for a real one.
+fn emulation() -> u32 {
+    if kernel() == "own" { 1 } else { 10 }
+}
+
+fn single_events() -> Outcome {
+    let directory = scratch("single");
+    let mut tool = start("opensnoop", &["--tid", &gettid().to_string()]);
+    // A multiplicative generator: the pauses differ, and are the same in every run.
+    let mut random = 12_345u64;
+    let mut slowest = Duration::ZERO;
+    for i in 0..30 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        // The pause is what is tested: from none to longer than the reader's own.
+        thread::sleep(Duration::from_millis((random >> 33) % 260));
+        let path = directory.join(format!("single-{i}"));
+        let _ = File::open(&path);
+        let opened = Instant::now();
+        let path = path.to_str().expect("UTF-8");
+        tool.wait_for(|record| record["path"] == path);
+        slowest = slowest.max(opened.elapsed());
+    }
+    tool.stop().assert_clean();
+    let limit = Duration::from_millis(200) * emulation();
+    assert!(slowest < limit, "the slowest event took {slowest:?}");
+    Outcome::Passed
+}
+
+fn flooded() -> Outcome {
+    let directory = scratch("flood");
+    // To a file: a reader that cannot keep up would be measured instead of the tool.
+    let shown = directory.join("shown");
+    let child = command("opensnoop", &["--output", "json"])
+        .stdout(File::create(&shown).expect("file"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("spawn");
+    let stop = AtomicBool::new(false);
+    let (took, output) = thread::scope(|scope| {
+        for i in 0..2 {
+            let path = directory.join(format!("opened-{i}"));
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = File::open(&path);
+                }
+            });
+        }
+        // It is under way when much has come.
+        let until = Instant::now() + patience();
+        while fs::metadata(&shown).expect("file").len() < 1 << 20 {
+            assert!(Instant::now() < until, "the flood does not reach the tool");
+            thread::yield_now();
+        }
+        kill(Pid::from_raw(i32::try_from(child.id()).expect("pid")), Signal::SIGINT).expect("kill");
+        let asked = Instant::now();
+        let output = wait(child);
+        stop.store(true, Ordering::Relaxed);
+        (asked.elapsed(), output)
+    });
+    assert!(output.status.success());
+    let text = fs::read_to_string(&shown).expect("UTF-8");
+    let end: serde_json::Value =
+        serde_json::from_str(text.lines().last().expect("lines")).expect("JSON");
+    assert_eq!((end["type"].as_str(), end["reason"].as_str()), (Some("end"), Some("SIGINT")));
+    let limit = Duration::from_secs(1) * emulation();
+    assert!(took < limit, "it took {took:?}");
+    Outcome::Passed
+}
+
+/// A tiny buffer loses events; what is shown and what is counted as lost are together exactly what
+/// was made.
+fn loss() -> Outcome {
+    const OPENS: u64 = 20_000;
+    let directory = scratch("loss");
+    let path = directory.join("file");
+    let args = ["--buffer-size", "4k", "--strict", "--tid", &gettid().to_string()];
+    let tool = start("opensnoop", &args);
+    for _ in 0..OPENS {
+        let _ = File::open(&path);
+    }
+    let finished = tool.stop();
+    let wanted = path.to_str().expect("UTF-8");
+    let shown = finished.of("event").filter(|event| event["path"] == wanted).count() as u64;
+    let end = finished.end();
+    let lost = end["lost"].as_u64().expect("lost");
+    assert_eq!(shown + lost, OPENS, "{end}");
+    assert!(lost > 0, "nothing was lost, so nothing was tested");
+    let reported: u64 = finished.of("lost").filter_map(|record| record["lost"].as_u64()).sum();
+    assert_eq!(reported, lost);
+    assert_eq!(finished.status.code(), Some(4), "--strict");
+    assert!(finished.stderr.contains("lost"), "{}", finished.stderr);
+    Outcome::Passed
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! The privileged tests: each starts a tool, causes a known number of known things, and compares.
+//!
+//! `cargo test --test live [-- WORD…]` runs those whose name (`tool::test`) contains a word, on
+//! the machine's own kernel; `tests/run` runs them in the VMs as well. With `BPFSCOPE_RESULTS=FILE`
+//! a line for each is appended there: kernel, file, test, outcome, reason (tab separated).
+
+// Tests make system calls that no safe wrapper makes, wrong ones among them.
+#![allow(unsafe_code)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::panic;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Instant;
+
+use support::Case;
+use support::Outcome;
+
+include!(concat!(env!("OUT_DIR"), "/live_tests.rs"));
+
+/// How many tests run side by side.
+const THREADS: usize = 4;
+
+struct Job {
+    file: &'static str,
+    case: &'static Case,
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: Vec<String>,
+    skipped: usize,
+}
+
+fn main() -> ExitCode {
+    check_list();
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let wanted = |job: &Job| {
+        let name = format!("{}::{}", job.file, job.case.name);
+        words.is_empty() || words.iter().any(|word| name.contains(word))
+    };
+    let jobs: Vec<Job> = ALL
+        .iter()
+        .flat_map(|(file, cases)| cases.iter().map(move |case| Job { file, case }))
+        .filter(wanted)
+        .collect();
+    let (alone, together): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|j| j.case.alone);
+
+    // The message of a panic is printed with the test that failed, not when it happens.
+    panic::set_hook(Box::new(|info| {
+        MESSAGES.with_borrow_mut(|messages| messages.push(info.to_string()));
+    }));
+    let tally = Mutex::new(Tally::default());
+    alone.iter().for_each(|job| run(job, &tally));
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                while let Some(job) = together.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    run(job, &tally);
+                }
+            });
+        }
+    });
+
+    let tally = tally.into_inner().expect("no test holds it");
+    for failed in &tally.failed {
+        println!("failed on {}: {failed}", support::kernel());
+    }
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed.len(), tally.skipped);
+    if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+thread_local! {
+    static MESSAGES: std::cell::RefCell<Vec<String>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+fn run(job: &Job, tally: &Mutex<Tally>) {
+    let name = format!("{}::{}", job.file, job.case.name);
+    let started = Instant::now();
+    let result = panic::catch_unwind(AssertUnwindSafe(job.case.run));
+    let messages = MESSAGES.take().join("; ");
+    let took = started.elapsed().as_secs_f32();
+    let (word, reason) = match result {
+        Ok(Outcome::Passed) => ("passed", String::new()),
+        Ok(Outcome::Skipped(reason)) => ("skipped", reason),
+        Err(_) => ("FAILED", messages),
+    };
+    let mut tally = tally.lock().expect("no test holds it");
+    match word {
+        "passed" => tally.passed += 1,
+        "skipped" => tally.skipped += 1,
+        _ => tally.failed.push(name.clone()),
+    }
+    let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    println!("{} {name} {word} ({took:.1} s){why}", support::kernel());
+    if let Ok(path) = std::env::var("BPFSCOPE_RESULTS") {
+        let reason = reason.replace(['\n', '\t'], " ");
+        let line =
+            format!("{}\t{}\t{}\t{word}\t{reason}\n", support::kernel(), job.file, job.case.name);
+        let mut file = OpenOptions::new().append(true).create(true).open(path).expect("results");
+        file.write_all(line.as_bytes()).expect("results");
+    }
+}
+
+/// The list of files was made when build.rs last ran: a file that was added since must not be
+/// forgotten silently.
+fn check_list() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/live");
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let listed = name == "main" || ALL.iter().any(|(file, _)| *file == name);
+        assert!(listed, "tests/live/{name}.rs is new: touch build.rs and build again");
+    }
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! Block devices of a test's own, and I/O on them of which every request is known.
+
+use std::fs;
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use nix::libc;
+
+use super::patience;
+use super::scratch;
+
+/// Bytes of one request of [`Direct`].
+pub const BLOCK: usize = 4096;
+
+/// A device, removed when it goes out of scope.
+pub struct Disk {
+    /// Its name, as in /sys/block.
+    pub name: String,
+    made: Made,
+}
+
+enum Made {
+    /// A directory of null_blk's configuration.
+    Null(PathBuf),
+    /// A file that a loop device shows.
+    Loop(PathBuf),
+}
+
+/// Whether this kernel has null_blk, or why not.
+fn null_blk() -> Result<(), String> {
+    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+    LOADED
+        .get_or_init(|| {
+            let modprobe = Command::new("modprobe").args(["null_blk", "nr_devices=0"]).output();
+            let modprobe = modprobe.map_err(|error| format!("modprobe: {error}"))?;
+            if !modprobe.status.success() {
+                return Err("this kernel has no null_blk".into());
+            }
+            if !Path::new("/sys/kernel/config/nullb").exists() {
+                let mount = Command::new("mount")
+                    .args(["-t", "configfs", "none", "/sys/kernel/config"])
+                    .status();
+                assert!(mount.expect("mount").success(), "configfs");
+            }
+            Ok(())
+        })
+        .clone()
+}
+
+impl Disk {
+    /// A null_blk device of 64 MB with these settings, or why there can be none.
+    pub fn null(settings: &[(&str, &str)]) -> Result<Self, String> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        null_blk()?;
+        let id = format!("bs{}n{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let config = Path::new("/sys/kernel/config/nullb").join(&id);
+        fs::create_dir(&config).expect("null_blk directory");
+        let base = [("size", "64"), ("blocksize", "512")];
+        for (name, value) in base.iter().chain(settings).chain(&[("power", "1")]) {
+            fs::write(config.join(name), value)
+                .unwrap_or_else(|error| panic!("null_blk {name}={value}: {error}"));
+        }
+        // Devices have had the directory's name since 49c3b9266a71 "block: null_blk: Improve
+        // device creation with configfs" (5.19), and their number before.
+        let name = if Path::new("/sys/block").join(&id).exists() {
+            id
+        } else {
+            let index = fs::read_to_string(config.join("index")).expect("index");
+            format!("nullb{}", index.trim())
+        };
+        Ok(Self { name, made: Made::Null(config) })
+    }
+
+    /// A loop device over a file of 64 MB, with partitions.
+    pub fn in_file() -> Self {
+        let file = scratch("loop").join("image");
+        File::create(&file).expect("image").set_len(64 << 20).expect("image");
+        let made = Command::new("losetup").args(["-P", "--show", "-f"]).arg(&file).output();
+        let made = made.expect("losetup");
+        assert!(made.status.success(), "losetup: {}", String::from_utf8_lossy(&made.stderr));
+        let path = String::from_utf8_lossy(&made.stdout).trim().to_string();
+        let name = path.trim_start_matches("/dev/").to_string();
+        Self { name, made: Made::Loop(file) }
+    }
+
+    /// A device that keeps what is written, takes discards, and has a cache that is flushed: on
+    /// null_blk, or where there is none, in a file.
+    pub fn any() -> Self {
+        let settings =
+            [("memory_backed", "1"), ("discard", "1"), ("cache_size", "16"), ("irqmode", "0")];
+        Self::null(&settings).unwrap_or_else(|_| Self::in_file())
+    }
+
+    /// Its device file.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/dev").join(&self.name)
+    }
+
+    /// A file in its directory in sysfs.
+    pub fn sys(&self, file: &str) -> PathBuf {
+        Path::new("/sys/block").join(&self.name).join(file)
+    }
+
+    /// Makes a partition and returns its name.
+    pub fn partition(&self, number: u32, start: u64, sectors: u64) -> String {
+        let status = Command::new("addpart")
+            .arg(self.path())
+            .args([number.to_string(), start.to_string(), sectors.to_string()])
+            .status();
+        assert!(status.expect("addpart").success(), "addpart");
+        let between = if self.name.ends_with(|c: char| c.is_ascii_digit()) { "p" } else { "" };
+        format!("{}{between}{number}", self.name)
+    }
+
+    /// Chooses its I/O scheduler; false where the kernel does not have it.
+    pub fn scheduler(&self, name: &str) -> bool {
+        fs::write(self.sys("queue/scheduler"), name).is_ok()
+    }
+
+    /// What the kernel counts itself, when nothing is under way: requests completed (reads,
+    /// writes) and bios that were merged into others (reads, writes).
+    pub fn statistics(&self) -> ([u64; 2], [u64; 2]) {
+        let until = Instant::now() + patience();
+        let numbers = |file: &str| -> Vec<u64> {
+            let text = fs::read_to_string(self.sys(file)).expect("sysfs");
+            text.split_whitespace().map(|word| word.parse().expect("a number")).collect()
+        };
+        while numbers("inflight").iter().any(|n| *n > 0) {
+            assert!(Instant::now() < until, "I/O on {} does not end", self.name);
+            thread::sleep(Duration::from_millis(5));
+        }
+        let stat = numbers("stat");
+        ([stat[0], stat[4]], [stat[1], stat[5]])
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        match &self.made {
+            Made::Null(config) => {
+                let _ = fs::write(config.join("power"), "0");
+                let _ = fs::remove_dir(config);
+            }
+            Made::Loop(file) => {
+                let _ = Command::new("losetup").arg("-d").arg(self.path()).status();
+                let _ = fs::remove_file(file);
+            }
+        }
+    }
+}
+
+/// A device opened for I/O past the page cache: each call is one request.
+pub struct Direct {
+    /// The open device.
+    pub file: File,
+    buffer: Vec<u8>,
+}
+
+impl Direct {
+    /// Opens a device file.
+    pub fn open(path: &Path) -> Self {
+        let file =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path);
+        let file = file.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self { file, buffer: vec![0; 2 * BLOCK] }
+    }
+
+    fn block(&mut self) -> &mut [u8] {
+        let at = self.buffer.as_ptr().align_offset(BLOCK);
+        &mut self.buffer[at..at + BLOCK]
+    }
+
+    /// Reads the block of this number.
+    pub fn read(&mut self, number: usize) {
+        let file = self.file.try_clone().expect("a descriptor");
+        file.read_exact_at(self.block(), (number * BLOCK) as u64).expect("read");
+    }
+
+    /// Writes the block of this number.
+    pub fn write(&mut self, number: usize) {
+        let file = self.file.try_clone().expect("a descriptor");
+        file.write_all_at(self.block(), (number * BLOCK) as u64).expect("write");
+    }
+
+    /// Flushes the device's cache.
+    pub fn flush(&self) {
+        self.file.sync_data().expect("fdatasync");
+    }
+
+    /// Discards `blocks` blocks from this one on.
+    pub fn discard(&self, number: usize, blocks: usize) {
+        const BLKDISCARD: libc::c_ulong = 0x1277;
+        let range = [(number * BLOCK) as u64, (blocks * BLOCK) as u64];
+        // SAFETY: the request takes two u64.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) };
+        assert_eq!(result, 0, "BLKDISCARD");
+    }
+}

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! What live tests are made of: starting a tool, reading its JSON, causing things.
+
+#![allow(dead_code)]
+
+pub mod disk;
+pub mod uring;
+
+use std::fs;
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::io::Read as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::RecvTimeoutError;
+use std::thread;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// What a test that did not fail came to. Failures are panics.
+pub enum Outcome {
+    /// Everything held.
+    Passed,
+    /// It cannot be tried here, and why.
+    Skipped(String),
+}
+
+/// A live test.
+pub struct Case {
+    /// Its name, unique in its file.
+    pub name: &'static str,
+    /// Whether it needs the machine for itself: floods, timing.
+    pub alone: bool,
+    /// The test.
+    pub run: fn() -> Outcome,
+}
+
+impl Case {
+    /// A test that runs beside others.
+    pub const fn new(name: &'static str, run: fn() -> Outcome) -> Self {
+        Self { name, alone: false, run }
+    }
+
+    /// A test that runs alone.
+    pub const fn alone(name: &'static str, run: fn() -> Outcome) -> Self {
+        Self { name, alone: true, run }
+    }
+}
+
+/// The kernel under test as the VM runner names it, or `own`.
+pub fn kernel() -> String {
+    std::env::var("BPFSCOPE_KERNEL").unwrap_or_else(|_| "own".into())
+}
+
+/// Under emulation everything takes many times longer.
+pub fn patience() -> Duration {
+    Duration::from_secs(if kernel() == "own" { 20 } else { 120 })
+}
+
+/// A directory of this test's own below /tmp, with a name that occurs nowhere else.
+pub fn scratch(name: &str) -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let path = PathBuf::from(format!("/tmp/bpfscope-{}-{n}-{name}", std::process::id()));
+    fs::create_dir_all(&path).expect("scratch directory");
+    path
+}
+
+/// The multi-call binary that is tested.
+pub fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_bpfscope"))
+}
+
+/// A tool that has not been started yet.
+pub fn command(tool: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.arg(tool).args(args);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A tool that is running with `--output json`.
+pub struct Running {
+    child: Child,
+    records: Receiver<Value>,
+    seen: Vec<Value>,
+    stderr: Option<JoinHandle<String>>,
+    /// The `ready` record.
+    pub ready: Value,
+}
+
+/// A tool that has ended.
+pub struct Finished {
+    /// Every record, in order.
+    pub records: Vec<Value>,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it said beside.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// The records of this type.
+    pub fn of(&self, kind: &str) -> impl Iterator<Item = &Value> {
+        self.records.iter().filter(move |record| record["type"] == kind)
+    }
+
+    /// The last record.
+    pub fn end(&self) -> &Value {
+        let end = self.records.last().expect("records");
+        assert_eq!(end["type"], "end", "the last record: {end}; stderr: {}", self.stderr);
+        end
+    }
+
+    /// Asserts that nothing was lost and that it ended well.
+    pub fn assert_clean(&self) {
+        assert!(self.status.success(), "status {}: {}", self.status, self.stderr);
+        let end = self.end();
+        assert_eq!((&end["lost"], &end["map_full"]), (&0.into(), &0.into()), "{end}");
+    }
+}
+
+/// Starts a tool with `--output json` and waits until it is ready. Panics with what it said if it
+/// ends instead.
+pub fn start(tool: &str, args: &[&str]) -> Running {
+    start_command(command(tool, &[&["--output", "json"], args].concat()))
+}
+
+/// The same for a command that was made with [`command`].
+pub fn start_command(mut command: Command) -> Running {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let stdout = child.stdout.take().expect("piped");
+    let mut stderr = child.stderr.take().expect("piped");
+    let stderr = thread::spawn(move || {
+        let mut text = Vec::new();
+        // Ends when the tool does.
+        let _ = stderr.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let (send, records) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::with_capacity(1 << 16, stdout).split(b'\n') {
+            let Ok(line) = line else { break };
+            let record = serde_json::from_slice(&line).unwrap_or_else(|error| {
+                serde_json::json!({
+                    "type": "NOT JSON",
+                    "error": error.to_string(),
+                    "line": String::from_utf8_lossy(&line),
+                })
+            });
+            if send.send(record).is_err() {
+                break;
+            }
+        }
+    });
+    let mut running =
+        Running { child, records, seen: Vec::new(), stderr: Some(stderr), ready: Value::Null };
+    match running.records.recv_timeout(patience()) {
+        Ok(record) => {
+            assert_eq!(record["type"], "ready", "{record}");
+            running.ready = record.clone();
+            running.seen.push(record);
+        }
+        Err(RecvTimeoutError::Disconnected) => {
+            let finished = running.finish();
+            panic!("ended with {} before it was ready: {}", finished.status, finished.stderr);
+        }
+        Err(RecvTimeoutError::Timeout) => {
+            let finished = running.stop_with(Signal::SIGKILL);
+            panic!("not ready in time: {}", finished.stderr);
+        }
+    }
+    running
+}
+
+impl Running {
+    /// The tool's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The way to hook that it took.
+    pub fn way(&self) -> &str {
+        self.ready["way"].as_str().expect("way")
+    }
+
+    /// Waits for a record for which `wanted` holds, among those not yet seen.
+    pub fn wait_for(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let until = Instant::now() + patience();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.records.recv_timeout(left) {
+                Ok(record) => {
+                    let found = wanted(&record);
+                    self.seen.push(record.clone());
+                    if found {
+                        return record;
+                    }
+                }
+                Err(error) => panic!(
+                    "the awaited record did not come ({error}); {} records, the last: {}",
+                    self.seen.len(),
+                    self.seen.last().expect("ready")
+                ),
+            }
+        }
+    }
+
+    /// Asks it to end, and collects everything.
+    pub fn stop(self) -> Finished {
+        self.stop_with(Signal::SIGINT)
+    }
+
+    /// The same with another signal.
+    pub fn stop_with(self, signal: Signal) -> Finished {
+        self.signal(signal);
+        self.finish()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).expect("pid");
+        // Fails only if it has ended by itself, which finish() shows.
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+
+    /// Waits for its end.
+    pub fn finish(mut self) -> Finished {
+        let until = Instant::now() + patience();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.records.recv_timeout(left) {
+                Ok(record) => self.seen.push(record),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    let _ = self.child.kill();
+                    let last = self.seen.last().cloned();
+                    panic!("the tool did not end; {} records, the last: {last:?}", self.seen.len());
+                }
+            }
+        }
+        let status = self.child.wait().expect("wait");
+        let stderr = self.stderr.take().expect("once").join().expect("stderr");
+        let records = std::mem::take(&mut self.seen);
+        if let Some(bad) = records.iter().find(|record| record["type"] == "NOT JSON") {
+            panic!("a line of stdout is not JSON: {bad}");
+        }
+        Finished { records, status, stderr }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A test that failed must not leave its tool behind. Harmless when it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where cgroup v2 is mounted, as /proc/self/mountinfo says.
+pub fn cgroup_root() -> Option<PathBuf> {
+    let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    text.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        right.starts_with("cgroup2 ").then(|| left.split(' ').nth(4).map(PathBuf::from))?
+    })
+}
+
+/// A cgroup of the test's own, removed when it goes out of scope.
+pub struct Cgroup {
+    /// Its directory.
+    pub path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes one below the root of the v2 hierarchy.
+    pub fn new(name: &str) -> Self {
+        let root = cgroup_root().expect("a cgroup v2 hierarchy");
+        let path = root.join(format!("bpfscope-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self { path }
+    }
+
+    /// Moves a process into it.
+    pub fn adopt(&self, pid: u32) {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string()).expect("cgroup.procs");
+    }
+
+    /// A command that moves itself in before it becomes `program`.
+    pub fn command(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("sh");
+        let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", self.path.display());
+        command.args(["-c", &script, "sh", program]).args(args);
+        command
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Busy until the last process in it has been collected, which its test does.
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// What a record says of its process, as a tuple for comparisons.
+pub fn process(record: &Value) -> (u64, u64, u64, u64) {
+    let number = |name: &str| {
+        record[name].as_u64().unwrap_or_else(|| panic!("{name} is no number: {record}"))
+    };
+    (number("pid"), number("tid"), number("ppid"), number("uid"))
+}
+
+/// The thread id of the caller.
+pub fn gettid() -> u64 {
+    u64::try_from(nix::unistd::gettid().as_raw()).expect("tid")
+}

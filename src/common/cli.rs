@@ -23,6 +23,8 @@ use crate::error::usage;
 use crate::output::Choice;
 use crate::output::Form;
 use crate::output::Selection;
+use crate::table::Table;
+use crate::table::TableChoice;
 use crate::time::TimeFormat;
 
 /// A command name as `--comm` takes it.
@@ -291,12 +293,34 @@ fn all() -> Vec<Arg> {
     ]
 }
 
+/// The options of tools that show tables.
+fn of_tables(table: Table) -> Vec<Arg> {
+    let names: Vec<&str> = table.sorts.iter().map(|(name, _)| *name).collect();
+    let names = if names.is_empty() { String::new() } else { format!("{}, or ", names.join(", ")) };
+    let arg = |name: &'static str| {
+        let others = table.names.iter().filter(move |(known, _)| *known == name);
+        Arg::new(name).long(name).help_heading(OUTPUT).aliases(others.map(|(_, other)| *other))
+    };
+    vec![
+        arg("sort")
+            .value_name("FIELD")
+            .help(format!("Sort rows by this: {names}any field (default: {})", table.sort)),
+        arg("rows")
+            .value_name("N")
+            .value_parser(clap::value_parser!(u32).range(1..))
+            .help(format!("Show at most N rows (default: what fits, or {})", table.rows)),
+        arg("no-clear")
+            .action(ArgAction::SetTrue)
+            .help("Print one table after another instead of drawing over the last"),
+    ]
+}
+
 /// Adds the common options to a tool's own. An option that the tool has itself is left out.
-pub fn add_common(mut command: Command, letters: &[(&str, char)]) -> Command {
+pub fn add_common(mut command: Command, letters: &[(&str, char)], table: Option<Table>) -> Command {
     let own: Vec<String> =
         command.get_arguments().filter_map(|arg| arg.get_long().map(String::from)).collect();
     let taken: Vec<char> = command.get_arguments().filter_map(Arg::get_short).collect();
-    for arg in all() {
+    for arg in all().into_iter().chain(table.into_iter().flat_map(of_tables)) {
         let name = arg.get_id().to_string();
         if own.contains(&name) {
             continue;
@@ -343,7 +367,11 @@ impl Common {
     ///
     /// # Errors
     /// A usage error for options that the tool refuses, and for a BTF file that is not there.
-    pub fn from_matches(matches: &ArgMatches, refused: &[(&str, &str)]) -> Result<Self> {
+    pub fn from_matches(
+        matches: &ArgMatches,
+        refused: &[(&str, &str)],
+        table: Option<Table>,
+    ) -> Result<Self> {
         for (name, why) in refused {
             if given(matches, name) {
                 return Err(usage(format!("--{name} makes no sense here: {why}")));
@@ -385,6 +413,12 @@ impl Common {
                 timestamp: is_set(matches, "timestamp"),
                 time_format,
                 limit: get::<u64>(matches, "limit"),
+                table: table.map(|table| TableChoice {
+                    table,
+                    sort: get::<String>(matches, "sort"),
+                    rows: get::<u32>(matches, "rows").map(|rows| rows as usize),
+                    clear: !is_set(matches, "no-clear"),
+                }),
             },
             duration: get::<Duration>(matches, "duration"),
             pid: lists("pid"),

@@ -30,6 +30,8 @@ pub mod session;
 pub mod shared;
 pub mod symbols;
 pub mod sys;
+pub mod table;
+pub mod terminal;
 pub mod time;
 pub mod tool;
 pub mod value;

@@ -23,6 +23,9 @@ use crate::record::Records;
 use crate::record::Source;
 use crate::record::column;
 use crate::shared::EventHead;
+use crate::table::Report;
+use crate::table::TableChoice;
+use crate::terminal::Screen;
 use crate::time::Clock;
 use crate::time::TimeFormat;
 use crate::value::Frame;
@@ -95,6 +98,8 @@ pub struct Choice {
     pub time_format: Option<TimeFormat>,
     /// `--limit`.
     pub limit: Option<u64>,
+    /// `--sort`, `--rows`, `--no-clear`, in a tool that has tables.
+    pub table: Option<TableChoice>,
 }
 
 /// What one kind of record looks like under the user's choice.
@@ -219,6 +224,12 @@ pub struct Output {
     pub full: bool,
     report: u64,
     reader: Reader,
+    /// The rows of the current report, where they are sorted before they are shown.
+    table: Option<Report>,
+    /// The terminal, while one table is drawn over another.
+    screen: Option<Screen>,
+    /// What was to be said on stderr while the screen was drawn.
+    notice: Option<String>,
 }
 
 impl Output {
@@ -243,6 +254,7 @@ impl Output {
         if let Some(error) = refused.filter(|_| all_refused) {
             return Err(error);
         }
+        let table = choice.table.as_ref().map(|t| Report::new(t, &records.kinds)).transpose()?;
         Ok(Self {
             form: choice.form,
             several_kinds: plans.len() > 1,
@@ -258,6 +270,9 @@ impl Output {
             full: false,
             report: 0,
             reader: Reader::There,
+            table,
+            screen: None,
+            notice: None,
         })
     }
 
@@ -266,9 +281,20 @@ impl Output {
         self.form
     }
 
-    /// Adds a line of text that is not a record; left out of JSON and CSV.
+    /// Says once what the tool does; left out of JSON, CSV and screens.
+    pub(crate) fn banner(&mut self, text: &str) {
+        if self.form == Form::Columns && self.screen.is_none() {
+            self.buffer.extend_from_slice(text.as_bytes());
+            self.buffer.push(b'\n');
+        }
+    }
+
+    /// Adds a line of text that is not a record; left out of JSON and CSV. In a tool that has
+    /// tables it stands above the next one.
     pub fn line(&mut self, text: &str) {
-        if self.form == Form::Columns {
+        if let Some(table) = &mut self.table {
+            table.add_line(text);
+        } else if self.form == Form::Columns {
             self.buffer.extend_from_slice(text.as_bytes());
             self.buffer.push(b'\n');
         }
@@ -346,10 +372,20 @@ impl Output {
         self.record(kind, head.boot_ns, Some(head), values)
     }
 
-    /// Shows one line of a table.
+    /// Shows one line of a table; in a tool that has [`crate::tool::Tool::TABLE`], with the others
+    /// of its report. Returns whether it was or will be shown.
     pub fn row(&mut self, kind: usize, values: &[Value<'_>]) -> bool {
         let now = self.clock.now();
-        self.record(kind, now, None, values)
+        if self.table.is_none() {
+            return self.record(kind, now, None, values);
+        }
+        let start = self.buffer.len();
+        self.render(kind, now, None, values);
+        let text = self.buffer.split_off(start);
+        if let Some(table) = &mut self.table {
+            table.add(kind, values, text);
+        }
+        true
     }
 
     fn record(
@@ -365,6 +401,18 @@ impl Output {
         if self.form != Form::Json {
             self.header(kind);
         }
+        self.render(kind, boot_ns, head, values);
+        true
+    }
+
+    /// Adds the record's line.
+    fn render(
+        &mut self,
+        kind: usize,
+        boot_ns: u64,
+        head: Option<&EventHead>,
+        values: &[Value<'_>],
+    ) {
         let plan = &self.plans[kind];
         assert_eq!(values.len(), plan.kind.fields.len(), "values of {}", plan.kind.name);
         debug_assert!(
@@ -433,7 +481,6 @@ impl Output {
                 self.buffer.push(b'\n');
             }
         }
-        true
     }
 
     /// Shows one histogram of the current report. `title` is the text line above the bars, if
@@ -509,8 +556,123 @@ impl Output {
         }
     }
 
+    /// Draws tables over one another from now on, where the form, the options and the terminal
+    /// let it. Returns whether it does.
+    ///
+    /// # Errors
+    /// Fails when the system has no descriptors left.
+    pub(crate) fn start_screen(&mut self) -> Result<Option<&Screen>> {
+        let clears = self.table.as_ref().is_some_and(Report::clears);
+        if self.form == Form::Columns && clears && crate::terminal::is_usable() {
+            self.screen = Some(Screen::start()?);
+        }
+        Ok(self.screen.as_ref())
+    }
+
+    /// Whether tables are drawn over one another.
+    pub(crate) fn has_screen(&self) -> bool {
+        self.screen.is_some()
+    }
+
+    /// Says something that is not a measurement: on stderr, or while a screen is drawn, on it.
+    pub(crate) fn notice(&mut self, tool: &str, text: &str) {
+        if self.screen.is_some() {
+            self.notice = Some(escape::printable(text.as_bytes()));
+        } else {
+            complain(tool, text);
+        }
+    }
+
+    /// Draws the table on the screen once more, for example after its size has changed.
+    pub(crate) fn redraw(&mut self) {
+        let (Some(screen), Some(table)) = (&self.screen, self.table.take()) else { return };
+        // Nothing to read is fine: then nothing had asked.
+        let _ = screen.wake().read();
+        let extra = usize::from(self.notice.is_some());
+        let rows = table.screen_rows(screen.height().saturating_sub(extra));
+        let start = self.buffer.len();
+        if let Some(notice) = &self.notice {
+            self.buffer.extend_from_slice(notice.as_bytes());
+            self.buffer.push(b'\n');
+        }
+        self.push_table(&table, rows);
+        self.table = Some(table);
+        // From the top left, without long lines wrapping, each line cleared behind its end.
+        let frame = self.buffer.split_off(start);
+        self.buffer.extend_from_slice(b"\x1b[?7l\x1b[H");
+        for line in frame.split_inclusive(|b| *b == b'\n') {
+            self.buffer.extend_from_slice(line.strip_suffix(b"\n").unwrap_or(line));
+            self.buffer.extend_from_slice(b"\x1b[K\n");
+        }
+        self.buffer.extend_from_slice(b"\x1b[J\x1b[?7h");
+    }
+
+    /// Adds the table as text, cut to this many rows.
+    fn push_table(&mut self, table: &Report, rows: usize) {
+        for line in table.head() {
+            self.buffer.extend_from_slice(line.as_bytes());
+            self.buffer.push(b'\n');
+        }
+        for (i, part) in table.parts(rows).iter().enumerate() {
+            if i > 0 {
+                self.buffer.push(b'\n');
+            }
+            self.header_of = None;
+            self.header(part.kind);
+            part.rows.iter().for_each(|row| self.buffer.extend_from_slice(row));
+        }
+    }
+
+    /// Shows the rows that have been collected.
+    fn table_done(&mut self) {
+        let Some(mut table) = self.table.take() else { return };
+        let now = self.clock.now();
+        self.cell.clear();
+        self.clock.push(&mut self.cell, now, TimeFormat::Wall, 0);
+        table.close(&String::from_utf8_lossy(&self.cell));
+        let mut rows = match (&self.screen, self.form) {
+            (Some(screen), _) => table.screen_rows(screen.height()),
+            (None, Form::Columns) => table.plain_rows(),
+            (None, _) => table.data_rows(),
+        };
+        // As many as the limit lets through.
+        let wanted = table.parts(rows).iter().map(|part| part.rows.len()).sum();
+        rows = (0..wanted).take_while(|_| self.take()).count();
+        match (self.screen.is_some(), self.form) {
+            (true, _) => {
+                self.table = Some(table);
+                self.redraw();
+                return;
+            }
+            (false, Form::Columns) => {
+                self.push_table(&table, rows);
+                self.buffer.push(b'\n');
+            }
+            (false, _) => {
+                for part in table.parts(rows) {
+                    if self.form == Form::Csv {
+                        self.header(part.kind);
+                    }
+                    part.rows.iter().for_each(|row| self.buffer.extend_from_slice(row));
+                }
+            }
+        }
+        self.table = Some(table);
+    }
+
+    /// Leaves the terminal as it was found, with what is on it, and says on stderr what was only
+    /// said there.
+    pub(crate) fn end_screen(&mut self, tool: &str) {
+        if self.screen.take().is_some()
+            && let Some(notice) = self.notice.take()
+        {
+            complain(tool, &notice);
+        }
+    }
+
     /// Closes the rows and histograms of one interval, which began at `start_boot_ns`.
     pub fn report_done(&mut self, start_boot_ns: u64) {
+        self.table_done();
         if self.form == Form::Json {
             let now = self.clock.now();
             let out = &mut self.buffer;
@@ -683,6 +845,7 @@ mod tests {
             timestamp: false,
             time_format: None,
             limit: None,
+            table: None,
         }
     }
 

@@ -58,7 +58,7 @@ pub fn main<T: Tool>() -> ExitCode {
 pub fn command<T: Tool>() -> Command {
     let name = <T::Bpf as Bpf>::NAME;
     let command = T::augment_args(Command::new(name));
-    add_common(command, T::LETTERS)
+    add_common(command, T::LETTERS, T::TABLE)
         .version(env!("CARGO_PKG_VERSION"))
         .help_template("{about}\n\n{usage-heading} {usage}\n\n{all-args}")
         .max_term_width(100)
@@ -93,7 +93,7 @@ fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
         Err(error) => return refuse(&error),
     };
     let mut tool = T::from_arg_matches(&matches).map_err(|e| error::usage(first_line(&e)))?;
-    let mut common = Common::from_matches(&matches, T::REFUSED)?;
+    let mut common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
     tool.check(&mut common)?;
     let records = tool.records();
     // Refuses unknown fields before anything is opened.

@@ -177,8 +177,13 @@ impl<'a> Session<'a> {
             programs.join(",")
         );
         self.output.json_line(&ready);
+        if self.common.command.is_empty()
+            && let Some(screen) = self.output.start_screen()?
+        {
+            self.waiter.watch_screen(screen)?;
+        }
         if let Some(banner) = &records.banner {
-            self.output.line(banner);
+            self.output.banner(banner);
         }
         if records.kinds.first().is_some_and(|kind| kind.class == Class::Event)
             && self.output.form() != Form::Json
@@ -274,7 +279,8 @@ impl<'a> Session<'a> {
     /// Swaps the output out, so that the callback can own it for the time of the loop.
     fn take_output(&mut self) -> Result<Output> {
         let none = Records::new([]);
-        let choice = crate::output::Choice { fields: None, ..self.common.choice.clone() };
+        let choice =
+            crate::output::Choice { fields: None, table: None, ..self.common.choice.clone() };
         let placeholder = Output::new(&none, &choice)?;
         Ok(std::mem::replace(&mut self.output, placeholder))
     }
@@ -362,6 +368,8 @@ impl<'a> Session<'a> {
                     self.collect_child();
                     self.end("command");
                 }
+                Wake::Redraw => output.borrow_mut().redraw(),
+                Wake::Quit => self.end("quit"),
             }
         }
 
@@ -372,7 +380,9 @@ impl<'a> Session<'a> {
             while drain()? > 0 {
                 output.borrow_mut().flush()?;
             }
-            let complete = self.reason.as_deref() == Some("count");
+            // A screen keeps the last complete table rather than a short one.
+            let complete = self.reason.as_deref() == Some("count")
+                || (acted > 0 && output.borrow().has_screen());
             if let Some(every) = every.as_mut().filter(|_| !complete) {
                 (every.act)(*output.borrow_mut())?;
             }
@@ -454,7 +464,7 @@ impl<'a> Session<'a> {
         if let Some(missed) = new_missed.filter(|missed| *missed > 0) {
             parts.push(format!("the kernel skipped {missed} probe hits"));
         }
-        complain(self.name, &parts.join("; "));
+        output.notice(self.name, &parts.join("; "));
         self.reported = total;
         self.reported_missed = missed.or(self.reported_missed);
         output.flush()
@@ -482,6 +492,7 @@ impl<'a> Session<'a> {
         let _ = write!(end, "{now}}}");
         self.output.json_line(&end);
         self.output.flush()?;
+        self.output.end_screen(self.name);
         if self.common.verbose {
             complain(
                 self.name,

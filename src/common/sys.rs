@@ -40,9 +40,10 @@ static SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// The eventfd that the handler writes to.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
-/// Async-signal-safe: atomics, write(2) and _exit(2) only.
+/// Async-signal-safe: atomics, write(2), tcsetattr(3) and _exit(2) only.
 extern "C" fn on_signal(signal: libc::c_int) {
     if SIGNAL.swap(signal, Ordering::SeqCst) != 0 {
+        crate::terminal::restore();
         // SAFETY: ends the process without running anything of it.
         unsafe { libc::_exit(130) };
     }

@@ -86,6 +86,17 @@ pub fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_bpfscope"))
 }
 
+/// Set in the environment, it makes the test program a multi-call binary of the tests' own tools.
+pub const AS_TOOLS: &str = "BPFSCOPE_TEST_TOOLS";
+
+/// A tool of the tests' own that has not been started yet.
+pub fn own_command(tool: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.env(AS_TOOLS, "1").arg(tool).args(args);
+    command.stdin(Stdio::null());
+    command
+}
+
 /// A tool that has not been started yet.
 pub fn command(tool: &str, args: &[&str]) -> Command {
     let mut command = Command::new(binary());

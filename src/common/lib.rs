@@ -15,6 +15,7 @@ pub mod event_loop;
 pub mod filter;
 pub mod globals;
 pub mod histogram;
+pub mod kretprobe;
 pub mod loss;
 pub mod maps;
 pub mod multi;

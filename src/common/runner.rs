@@ -16,10 +16,12 @@ use anyhow::Context as _;
 use anyhow::Result;
 use clap::Command;
 use clap::error::ErrorKind;
+use libbpf_rs::Link;
 use libbpf_rs::MapHandle;
 use libbpf_rs::Object;
 use libbpf_rs::OpenObject;
 use libbpf_rs::PrintLevel;
+use libbpf_rs::ProgramMut;
 use libbpf_rs::set_print;
 use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::Skel as _;
@@ -34,6 +36,8 @@ use crate::event_loop::Waiter;
 use crate::filter;
 use crate::globals;
 use crate::globals::ReaderState;
+use crate::kretprobe;
+use crate::kretprobe::ReturnProbe;
 use crate::output::Output;
 use crate::output::complain;
 use crate::privileges;
@@ -238,7 +242,7 @@ fn attempt<T: Tool>(
         Err(error) => return Ok(Attempt::Refused(explain(&format!("{error:#}")))),
     };
     let object = skel.object();
-    let (attached, way, held) = match attach(object, common, way)? {
+    let (attached, way, held) = match attach(name, object, common, way)? {
         Ok(done) => done,
         Err(reason) => return Ok(Attempt::Refused(reason)),
     };
@@ -297,7 +301,12 @@ fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapH
 type Hooked = (Vec<Attached>, Way, Option<Held>);
 
 /// Attaches the way's programs in its order. The inner error is why this kernel does not take it.
-fn attach(object: &Object, common: &Common, way: &Way) -> Result<Result<Hooked, String>> {
+fn attach(
+    tool: &str,
+    object: &Object,
+    common: &Common,
+    way: &Way,
+) -> Result<Result<Hooked, String>> {
     filter::fill(object, common)?;
     let one = |name: &'static str| -> Result<Attached, String> {
         let program = object
@@ -305,9 +314,9 @@ fn attach(object: &Object, common: &Common, way: &Way) -> Result<Result<Hooked, 
             .find(|program| program.name() == name)
             .ok_or_else(|| format!("there is no program {name}"))?;
         let is_kprobe = program.section().to_string_lossy().starts_with('k');
-        let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
+        let (link, return_probe) = hook_in(&program, tool)?;
         let program = program.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
-        Ok(Attached { name, link, program, is_kprobe })
+        Ok(Attached { name, link, return_probe, program, is_kprobe })
     };
     let mut attached = Vec::new();
     let mut held = None;
@@ -347,6 +356,24 @@ fn attach(object: &Object, common: &Common, way: &Way) -> Result<Result<Hooked, 
         held = Some(command);
     }
     Ok(Ok((attached, Way { optional, ..way.clone() }, held)))
+}
+
+/// Attaches a program; a return probe with room for many calls at once where that is possible.
+fn hook_in(program: &ProgramMut<'_>, tool: &str) -> Result<(Link, Option<ReturnProbe>), String> {
+    if let Some(function) = kretprobe::function(program.section()) {
+        match ReturnProbe::attach(program, function) {
+            Ok((link, probe)) => return Ok((link, Some(probe))),
+            Err(error) => complain(
+                tool,
+                &format!(
+                    "tracefs: {error:#}: when many calls of {function} are under way at once, \
+                     some are missed"
+                ),
+            ),
+        }
+    }
+    let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
+    Ok((link, None))
 }
 
 /// A refusal in one line: the error, and libbpf's most telling word about it.

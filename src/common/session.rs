@@ -30,6 +30,7 @@ use crate::event_loop::Waiter;
 use crate::event_loop::Wake;
 use crate::filter::TREE_TWINS;
 use crate::globals::ReaderState;
+use crate::kretprobe::ReturnProbe;
 use crate::loss::Loss;
 use crate::output::Form;
 use crate::output::Output;
@@ -85,6 +86,8 @@ pub fn split(bytes: &[u8], size: u32) -> (&[u8], &[u8]) {
 pub(crate) struct Attached {
     pub name: &'static str,
     pub link: Link,
+    /// Behind the link, so that it is dropped after it.
+    pub return_probe: Option<ReturnProbe>,
     pub program: OwnedFd,
     pub is_kprobe: bool,
 }
@@ -405,29 +408,35 @@ impl<'a> Session<'a> {
         };
     }
 
-    /// Hits that the kernel itself skipped; `None` where it does not count them all.
+    /// Hits that the kernel itself skipped. Where it does not count them all, those that it does
+    /// count, or `None` when there were none of these.
     fn missed(&self) -> Option<u64> {
-        let of = |attached: &Attached| {
-            let skipped = sys::recursion_misses(attached.program.as_fd());
-            let more = if attached.is_kprobe {
-                // The program's own count is there on every kernel that has the link's.
-                sys::link_misses(attached.link.as_fd())?
-            } else {
-                0
+        let mut all_counted = true;
+        let mut known = |count: Option<u64>| {
+            all_counted &= count.is_some();
+            count.unwrap_or(0)
+        };
+        let mut of = |attached: &Attached| {
+            let more = match &attached.return_probe {
+                Some(probe) => known(probe.missed()),
+                None if attached.is_kprobe => known(sys::link_misses(attached.link.as_fd())),
+                None => 0,
             };
-            Some(more + skipped?)
+            more + known(sys::recursion_misses(attached.program.as_fd()))
         };
         let twins = || self.way.twins.iter().chain([&TREE_TWINS]);
-        self.attached.iter().try_fold(0u64, |sum, attached| {
+        let mut sum = 0;
+        for attached in &self.attached {
             // Counted with its twin: at most the smaller number was skipped by both.
             if twins().any(|(first, _)| *first == attached.name) {
-                return Some(sum);
+                continue;
             }
             let first = twins().find(|(_, twin)| *twin == attached.name).map(|(first, _)| first);
             let first = first.and_then(|name| self.attached.iter().find(|a| a.name == *name));
-            let own = of(attached)?;
-            Some(sum + first.map_or(Some(own), of)?.min(own))
-        })
+            let own = of(attached);
+            sum += first.map_or(own, |first| of(first).min(own));
+        }
+        (all_counted || sum > 0).then_some(sum)
     }
 
     fn report_loss(&mut self, output: &mut Output) -> Result<()> {

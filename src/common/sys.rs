@@ -168,6 +168,36 @@ pub fn link_misses(link: BorrowedFd<'_>) -> Option<u64> {
     matches!(kind, PERF_EVENT_KPROBE | PERF_EVENT_KRETPROBE).then_some(missed)
 }
 
+/// Opens the tracepoint with this number, for programs: whichever CPU hits it.
+///
+/// # Errors
+/// Fails when the kernel refuses.
+pub fn open_tracepoint(id: u64) -> io::Result<OwnedFd> {
+    // SAFETY: all zeros is a valid perf_event_attr.
+    let mut attr: libbpf_sys::perf_event_attr = unsafe { mem::zeroed() };
+    attr.type_ = libbpf_sys::PERF_TYPE_TRACEPOINT;
+    attr.size = u32::try_from(size_of_val(&attr)).unwrap_or(0);
+    attr.config = id;
+    let (every_task, cpu, no_group) = (-1, 0, -1);
+    // SAFETY: the kernel reads the attributes and keeps nothing of ours.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const attr,
+            every_task,
+            cpu,
+            no_group,
+            libbpf_sys::PERF_FLAG_FD_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    // SAFETY: the kernel just returned it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A command that has been forked and waits for its go.
 pub struct Held {
     /// Its process id.

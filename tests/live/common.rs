@@ -51,6 +51,7 @@ pub const CASES: &[Case] = &[
     Case::new("a full disk is an error", full_disk),
     Case::new("no capabilities, no kernel types", cannot_run),
     Case::new("no tracefs", no_tracefs),
+    Case::new("what a killed tool left behind is removed", left_behind),
     Case::new("a map of 20,000 keys is read whole", whole_maps),
     Case::alone("single events come within 200 ms", single_events),
     Case::alone("a flooded tool ends within a second", flooded),
@@ -282,7 +283,31 @@ fn cannot_run() -> Outcome {
     Outcome::Passed
 }
 
-/// No tool of those that exist needs tracefs: they hook by BTF and by perf's own probes.
+/// A tool that is killed leaves its return probes in tracefs; the next one removes them.
+fn left_behind() -> Outcome {
+    let of = |pid: u32| {
+        let list = fs::read_to_string("/sys/kernel/tracing/kprobe_events").unwrap_or_default();
+        list.lines().filter(|line| line.contains(&format!(":bpfscope/p{pid}_"))).count()
+    };
+    let first = start("execsnoop", &["-x"]);
+    let pid = first.pid();
+    if of(pid) == 0 {
+        first.stop();
+        return Outcome::Skipped("its way here has no return probes".into());
+    }
+    first.stop_with(Signal::SIGKILL);
+    assert_ne!(of(pid), 0);
+    let second = start("execsnoop", &["-x"]);
+    assert_eq!(of(pid), 0);
+    let pid = second.pid();
+    assert_ne!(of(pid), 0);
+    second.stop().assert_clean();
+    assert_eq!(of(pid), 0);
+    Outcome::Passed
+}
+
+/// No tool of those that exist needs tracefs: they hook by BTF and by perf's own probes, only that
+/// return probes then have little room.
 fn no_tracefs() -> Outcome {
     for tool in tools() {
         let hide = "for at in /sys/kernel/tracing /sys/kernel/debug; do \

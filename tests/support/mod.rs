@@ -340,6 +340,17 @@ pub fn process(record: &Value) -> (u64, u64, u64, u64) {
     (number("pid"), number("tid"), number("ppid"), number("uid"))
 }
 
+/// Waits until a thread is blocked in this system call.
+pub fn wait_until_in_call(tid: u64, number: i64) {
+    let until = Instant::now() + patience();
+    let call = format!("{number} ");
+    // The file says "running" while the thread is not blocked.
+    while !fs::read_to_string(format!("/proc/{tid}/syscall")).is_ok_and(|s| s.starts_with(&call)) {
+        assert!(Instant::now() < until, "thread {tid} did not come to wait in call {number}");
+        thread::yield_now();
+    }
+}
+
 /// The thread id of the caller.
 pub fn gettid() -> u64 {
     u64::try_from(nix::unistd::gettid().as_raw()).expect("tid")

@@ -19,6 +19,7 @@ use libbpf_rs::MapCore as _;
 use libbpf_rs::MapHandle;
 
 use crate::cgroup::Cgroup;
+use crate::condition::Condition;
 use crate::error::usage;
 use crate::output::Choice;
 use crate::output::Form;
@@ -242,6 +243,12 @@ fn all() -> Vec<Arg> {
             .hide_possible_values(true),
         value("limit", OUTPUT, "N", "End after N records")
             .value_parser(clap::value_parser!(u64).range(1..)),
+        list(
+            "filter",
+            "'FIELD OP VALUE'",
+            "Show only records of which this holds: = != < <= > >=, ~ and !~ for a regular expression",
+            ValueParser::new(Condition::parse),
+        ),
         list("pid", "LIST", "Only these processes", ValueParser::new(number_list)),
         list("tid", "LIST", "Only these threads", ValueParser::new(number_list)),
         list("ppid", "LIST", "Only children of these processes", ValueParser::new(number_list)),
@@ -412,6 +419,14 @@ impl Common {
                 fields: get::<Selection>(matches, "fields"),
                 timestamp: is_set(matches, "timestamp"),
                 time_format,
+                filters: matches
+                    .try_get_many::<Condition>("filter")
+                    .ok()
+                    .flatten()
+                    .into_iter()
+                    .flatten()
+                    .cloned()
+                    .collect(),
                 limit: get::<u64>(matches, "limit"),
                 table: table.map(|table| TableChoice {
                     table,

@@ -7,6 +7,7 @@ pub mod btf;
 pub mod btf_subset;
 pub mod cgroup;
 pub mod cli;
+pub mod condition;
 pub mod disks;
 pub mod docs;
 pub mod error;

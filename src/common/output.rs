@@ -12,6 +12,9 @@ use anyhow::Result;
 use nix::errno::Errno;
 
 use crate::cgroup::CgroupNames;
+use crate::condition;
+use crate::condition::Condition;
+use crate::condition::Test;
 use crate::error::usage;
 use crate::escape;
 use crate::histogram::Histogram;
@@ -96,6 +99,8 @@ pub struct Choice {
     pub timestamp: bool,
     /// `--time-format`.
     pub time_format: Option<TimeFormat>,
+    /// `--filter`; all must hold.
+    pub filters: Vec<Condition>,
     /// `--limit`.
     pub limit: Option<u64>,
     /// `--sort`, `--rows`, `--no-clear`, in a tool that has tables.
@@ -109,6 +114,8 @@ struct Plan {
     columns: Vec<(Source, Column)>,
     /// JSON and CSV fields that are shown.
     fields: Vec<(Source, &'static str, Type)>,
+    /// What must hold of a record that is shown; `None` when it never can.
+    tests: Option<Vec<Test>>,
 }
 
 impl Plan {
@@ -186,7 +193,7 @@ impl Plan {
                 Ok((source(name)?, name, ty.unwrap_or(Type::String)))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { kind: kind.clone(), columns, fields })
+        Ok(Self { kind: kind.clone(), columns, fields, tests: Some(Vec::new()) })
     }
 }
 
@@ -253,6 +260,10 @@ impl Output {
         let all_refused = records.kinds.iter().all(|kind| Plan::new(kind, choice).is_err());
         if let Some(error) = refused.filter(|_| all_refused) {
             return Err(error);
+        }
+        for (plan, tests) in plans.iter_mut().zip(condition::bind(&choice.filters, &records.kinds)?)
+        {
+            plan.tests = tests;
         }
         let table = choice.table.as_ref().map(|t| Report::new(t, &records.kinds)).transpose()?;
         Ok(Self {
@@ -379,6 +390,9 @@ impl Output {
         if self.table.is_none() {
             return self.record(kind, now, None, values);
         }
+        if !self.passes(kind, now, None, values) {
+            return false;
+        }
         let start = self.buffer.len();
         self.render(kind, now, None, values);
         let text = self.buffer.split_off(start);
@@ -395,7 +409,7 @@ impl Output {
         head: Option<&EventHead>,
         values: &[Value<'_>],
     ) -> bool {
-        if !self.take() {
+        if !self.passes(kind, boot_ns, head, values) || !self.take() {
             return false;
         }
         if self.form != Form::Json {
@@ -403,6 +417,30 @@ impl Output {
         }
         self.render(kind, boot_ns, head, values);
         true
+    }
+
+    /// Whether the record meets `--filter`; counts it if not.
+    fn passes(
+        &mut self,
+        kind: usize,
+        boot_ns: u64,
+        head: Option<&EventHead>,
+        values: &[Value<'_>],
+    ) -> bool {
+        let passes = self.plans[kind].tests.as_ref().is_some_and(|tests| {
+            tests.iter().all(|test| {
+                if test.source == Source::Time {
+                    self.cell.clear();
+                    self.clock.push_iso(&mut self.cell, boot_ns);
+                    return test.holds(&Value::Bytes(&self.cell));
+                }
+                with_value(test.source, boot_ns, head, values, &mut self.cgroups, |value| {
+                    test.holds(value)
+                })
+            })
+        });
+        self.filtered += u64::from(!passes);
+        passes
     }
 
     /// Adds the record's line.
@@ -844,6 +882,7 @@ mod tests {
             fields: fields.map(|f| Selection::parse(f).expect("valid")),
             timestamp: false,
             time_format: None,
+            filters: Vec::new(),
             limit: None,
             table: None,
         }
@@ -885,6 +924,31 @@ mod tests {
             shown(&choice(Form::Csv, Some("pid,result,path"))),
             "pid,result,path\n7,-2,/a\\nb\n"
         );
+    }
+
+    #[test]
+    fn filtered_records_are_counted() {
+        let filter = |text| Choice {
+            filters: vec![Condition::parse(text).expect("a condition")],
+            limit: Some(1),
+            ..choice(Form::Csv, Some("pid"))
+        };
+        let head = EventHead { pid: 7, ..EventHead::default() };
+        let values = [Value::Int(-2), Value::Bytes(b"/a")];
+        for (text, passes) in [
+            ("pid = 7", true),
+            ("result < -2", false),
+            ("path ~ ^/", true),
+            ("ts ~ ^20", true),
+            ("boot_ns = 1", false),
+            ("cgroup = /x", false),
+        ] {
+            let mut output = Output::new(&Records::new([kind()]), &filter(text)).expect("valid");
+            assert_eq!(output.event(0, &head, &values), passes, "{text}");
+            // The limit counts what is shown.
+            let expected = (u64::from(passes), u64::from(!passes), passes);
+            assert_eq!((output.shown, output.filtered, output.full), expected, "{text}");
+        }
     }
 
     #[test]

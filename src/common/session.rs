@@ -282,8 +282,12 @@ impl<'a> Session<'a> {
     /// Swaps the output out, so that the callback can own it for the time of the loop.
     fn take_output(&mut self) -> Result<Output> {
         let none = Records::new([]);
-        let choice =
-            crate::output::Choice { fields: None, table: None, ..self.common.choice.clone() };
+        let choice = crate::output::Choice {
+            fields: None,
+            filters: Vec::new(),
+            table: None,
+            ..self.common.choice.clone()
+        };
         let placeholder = Output::new(&none, &choice)?;
         Ok(std::mem::replace(&mut self.output, placeholder))
     }

@@ -22,6 +22,7 @@ use crate::cgroup::Cgroup;
 use crate::condition::Condition;
 use crate::error::usage;
 use crate::output::Choice;
+use crate::output::Color;
 use crate::output::Form;
 use crate::output::Selection;
 use crate::table::Table;
@@ -241,6 +242,9 @@ fn all() -> Vec<Arg> {
         value("time-format", OUTPUT, "HOW", "wall, iso, epoch, since-start, since-first or boot")
             .value_parser(PossibleValuesParser::new(TimeFormat::NAMES.map(|(name, _)| name)))
             .hide_possible_values(true),
+        value("color", OUTPUT, "WHEN", "Colors: auto (on a terminal), always or never")
+            .value_parser(PossibleValuesParser::new(["auto", "always", "never"]))
+            .hide_possible_values(true),
         value("limit", OUTPUT, "N", "End after N records")
             .value_parser(clap::value_parser!(u64).range(1..)),
         list(
@@ -416,6 +420,11 @@ impl Common {
         Ok(Self {
             choice: Choice {
                 form,
+                color: match get::<String>(matches, "color").as_deref() {
+                    Some("always") => Color::Always,
+                    Some("never") => Color::Never,
+                    _ => Color::Auto,
+                },
                 fields: get::<Selection>(matches, "fields"),
                 timestamp: is_set(matches, "timestamp"),
                 time_format,

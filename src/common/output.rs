@@ -48,6 +48,39 @@ pub enum Form {
     Csv,
 }
 
+/// Whether text has colours; `--color`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Color {
+    /// On a terminal, unless `NO_COLOR` is set.
+    Auto,
+    /// Everywhere.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+impl Color {
+    fn is_on(self) -> bool {
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => {
+                to_terminal()
+                    && set("NO_COLOR").is_none()
+                    && set("TERM").is_some_and(|term| term != "dumb")
+            }
+        }
+    }
+}
+
+/// A header's words.
+const BOLD: &[u8] = b"\x1b[1m";
+/// An error.
+const RED: &[u8] = b"\x1b[31m";
+/// The end of both.
+const NORMAL: &[u8] = b"\x1b[0m";
+
 /// Which fields the user wants; `--fields`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selection {
@@ -93,6 +126,8 @@ impl Selection {
 pub struct Choice {
     /// `--output`.
     pub form: Form,
+    /// `--color`.
+    pub color: Color,
     /// `--fields`.
     pub fields: Option<Selection>,
     /// `--timestamp`.
@@ -214,6 +249,7 @@ pub enum Reader {
 /// Writes a tool's records to stdout. Nothing is written before [`Output::flush`].
 pub struct Output {
     form: Form,
+    color: bool,
     plans: Vec<Plan>,
     several_kinds: bool,
     header_of: Option<usize>,
@@ -268,6 +304,7 @@ impl Output {
         let table = choice.table.as_ref().map(|t| Report::new(t, &records.kinds)).transpose()?;
         Ok(Self {
             form: choice.form,
+            color: choice.form == Form::Columns && choice.color.is_on(),
             several_kinds: plans.len() > 1,
             plans,
             header_of: None,
@@ -341,12 +378,18 @@ impl Output {
         match self.form {
             Form::Json => {}
             Form::Columns => {
+                if self.color {
+                    self.buffer.extend_from_slice(BOLD);
+                }
                 for (i, (_, column)) in plan.columns.iter().enumerate() {
                     let last = i + 1 == plan.columns.len();
                     pad(&mut self.buffer, column, last, |out| {
                         out.extend_from_slice(column.header.as_bytes());
                         column.header.len()
                     });
+                }
+                if self.color {
+                    self.buffer.extend_from_slice(NORMAL);
                 }
                 self.buffer.push(b'\n');
             }
@@ -469,7 +512,15 @@ impl Output {
                             return out.len() - start;
                         }
                         with_value(*source, boot_ns, head, values, &mut self.cgroups, |value| {
-                            value.text(out, column.format, column.null)
+                            let red = self.color && matches!(value, Value::Errno(n) if *n != 0);
+                            if red {
+                                out.extend_from_slice(RED);
+                            }
+                            let width = value.text(out, column.format, column.null);
+                            if red {
+                                out.extend_from_slice(NORMAL);
+                            }
+                            width
                         })
                     });
                 }
@@ -879,6 +930,7 @@ mod tests {
     fn choice(form: Form, fields: Option<&str>) -> Choice {
         Choice {
             form,
+            color: Color::Auto,
             fields: fields.map(|f| Selection::parse(f).expect("valid")),
             timestamp: false,
             time_format: None,
@@ -924,6 +976,23 @@ mod tests {
             shown(&choice(Form::Csv, Some("pid,result,path"))),
             "pid,result,path\n7,-2,/a\\nb\n"
         );
+    }
+
+    #[test]
+    fn colors_do_not_change_the_columns() {
+        let kind = Kind::event("x")
+            .field("error", Type::Errno, "")
+            .columns([column("error", "ERR", 4).right(), column("pid", "PID", 6)]);
+        let shown = |color, errno| {
+            let choice = Choice { color, ..choice(Form::Columns, None) };
+            let mut output = Output::new(&Records::new([kind.clone()]), &choice).expect("valid");
+            let head = EventHead { pid: 7, ..EventHead::default() };
+            output.event(0, &head, &[Value::Errno(errno)]);
+            String::from_utf8(output.buffer.clone()).expect("UTF-8")
+        };
+        assert_eq!(shown(Color::Never, -2), " ERR PID\n   2 7\n");
+        assert_eq!(shown(Color::Always, -2), "\x1b[1m ERR PID\x1b[0m\n   \x1b[31m2\x1b[0m 7\n");
+        assert_eq!(shown(Color::Always, 0), "\x1b[1m ERR PID\x1b[0m\n   0 7\n");
     }
 
     #[test]

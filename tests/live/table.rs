@@ -229,6 +229,9 @@ impl Terminal {
         let found = tcgetattr(&pty.slave).expect("tcgetattr").local_flags;
         let end = || Stdio::from(pty.slave.try_clone().expect("dup"));
         command.stdin(end()).stdout(end()).stderr(end()).env("TERM", "xterm");
+        if command.get_envs().all(|(name, _)| name != "NO_COLOR") {
+            command.env("NO_COLOR", "1");
+        }
         // SAFETY: setsid and ioctl are async-signal-safe.
         unsafe {
             command.pre_exec(|| {
@@ -376,6 +379,15 @@ fn screen() -> Outcome {
         Terminal::start(own_command("tabletest", &["0.05", "--have", "50", "--rows", "4"]), 24);
     terminal.wait_until("a frame", |terminal| !terminal.frames().is_empty());
     assert!(has_rows(&terminal, 4), "{:?}", terminal.frames());
+    terminal.press(b"q");
+    assert!(terminal.finish().success());
+
+    // An empty NO_COLOR is none.
+    let mut command = own_command("tabletest", &["0.05"]);
+    command.env("NO_COLOR", "");
+    let mut terminal = Terminal::start(command, 24);
+    terminal.wait_until("a frame", |terminal| !terminal.frames().is_empty());
+    assert_eq!(terminal.frames()[0][3], "\x1b[1mCOMM      READS WRITES\x1b[0m");
     terminal.press(b"q");
     assert!(terminal.finish().success());
     Outcome::Passed

@@ -97,6 +97,8 @@ pub struct Common {
     pub tree: Option<u32>,
     /// `--include-self`.
     pub include_self: bool,
+    /// `--from`: saved JSON lines, or `-`.
+    pub from: Option<PathBuf>,
     /// `--buffer-size`, in bytes.
     pub buffer_size: Option<u64>,
     /// `--btf`.
@@ -282,6 +284,8 @@ fn all() -> Vec<Arg> {
         )
         .value_parser(|path: &str| pinned_map(path, 4)),
         flag("include-self", FILTERS, "Do not leave this tool itself out"),
+        value("from", RUNNING, "FILE", "Show again what --output json has saved; - is stdin")
+            .value_parser(clap::value_parser!(PathBuf)),
         value("duration", RUNNING, "SECONDS", "End after this time").value_parser(seconds),
         value(
             "buffer-size",
@@ -455,6 +459,7 @@ impl Common {
             mntnsmap: get::<PathBuf>(matches, "mntnsmap"),
             tree: get::<u32>(matches, "tree"),
             include_self: is_set(matches, "include-self"),
+            from: get::<PathBuf>(matches, "from"),
             buffer_size: get::<u64>(matches, "buffer-size"),
             btf,
             ready_fd: get::<i32>(matches, "ready-fd"),

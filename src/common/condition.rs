@@ -190,7 +190,9 @@ fn number_of(value: &Value<'_>) -> Option<i128> {
     match *value {
         Value::Bool(yes) => Some(yes.into()),
         Value::Int(n) | Value::Name(_, n) => Some(n.into()),
-        Value::Uint(n) | Value::Id(n) | Value::Flags(_, n) => Some(n.into()),
+        Value::Uint(n) | Value::Id(n) | Value::Flags(_, n) | Value::FlagNames(_, n) => {
+            Some(n.into())
+        }
         Value::Errno(n) => Some(i128::from(n).abs()),
         _ => None,
     }
@@ -201,7 +203,9 @@ fn number_of(value: &Value<'_>) -> Option<i128> {
 fn with_text<R>(value: &Value<'_>, test: impl FnOnce(&[u8]) -> R) -> Option<R> {
     match *value {
         Value::Null | Value::Errno(0) | Value::Name(None, _) => None,
-        Value::Str(text) | Value::Name(Some(text), _) => Some(test(text.as_bytes())),
+        Value::Str(text) | Value::Name(Some(text), _) | Value::FlagNames(text, _) => {
+            Some(test(text.as_bytes()))
+        }
         Value::Bytes(bytes) | Value::Cut(bytes) => Some(test(bytes)),
         Value::List(bytes, _) => Some(test(&list_items(bytes).collect::<Vec<_>>().join(&b" "[..]))),
         Value::Errno(errno) => names::errno(i64::from(errno).abs()).map(|n| test(n.as_bytes())),

@@ -28,6 +28,7 @@ pub mod privileges;
 pub mod probe;
 pub mod record;
 pub mod runner;
+mod saved;
 pub mod session;
 pub mod shared;
 pub mod symbols;

@@ -2,6 +2,7 @@
 
 //! From values to stdout: text columns, JSON lines or CSV, all from one declaration of records.
 
+use std::fs;
 use std::io;
 use std::io::IsTerminal as _;
 use std::io::Write as _;
@@ -22,6 +23,7 @@ use crate::histogram::Unit;
 use crate::record::Class;
 use crate::record::Column;
 use crate::record::Kind;
+use crate::record::PROCESS;
 use crate::record::Records;
 use crate::record::Source;
 use crate::record::column;
@@ -330,7 +332,7 @@ impl Output {
     }
 
     /// Says once what the tool does; left out of JSON, CSV and screens.
-    pub(crate) fn banner(&mut self, text: &str) {
+    fn banner(&mut self, text: &str) {
         if self.form == Form::Columns && self.screen.is_none() {
             self.buffer.extend_from_slice(text.as_bytes());
             self.buffer.push(b'\n');
@@ -366,6 +368,23 @@ impl Output {
             self.buffer.extend_from_slice(object.as_bytes());
             self.buffer.push(b'\n');
         }
+    }
+
+    /// Everything is attached, or a saved file is opened: what stands above all text.
+    pub(crate) fn begin(&mut self, records: &Records) {
+        if let Some(banner) = &records.banner {
+            self.banner(banner);
+        }
+        if records.kinds.first().is_some_and(|kind| kind.class == Class::Event)
+            && self.form != Form::Json
+        {
+            self.header(0);
+        }
+    }
+
+    /// How many bytes wait for [`Output::flush`].
+    pub(crate) fn pending(&self) -> usize {
+        self.buffer.len()
     }
 
     /// The header line of a kind of record, if it is not the last one printed.
@@ -421,44 +440,56 @@ impl Output {
     }
 
     /// Shows one event: `kind` is its index in [`Records::kinds`], `values` are its own fields in
-    /// their declared order. Returns whether it was shown (`--limit`).
+    /// their declared order. Returns whether it was shown (`--filter`, `--limit`).
     pub fn event(&mut self, kind: usize, head: &EventHead, values: &[Value<'_>]) -> bool {
-        self.record(kind, head.boot_ns, Some(head), values)
+        self.record(kind, Some(head.boot_ns), Who::Task(head), values)
     }
 
     /// Shows one line of a table; in a tool that has [`crate::tool::Tool::TABLE`], with the others
     /// of its report. Returns whether it was or will be shown.
     pub fn row(&mut self, kind: usize, values: &[Value<'_>]) -> bool {
         let now = self.clock.now();
-        if self.table.is_none() {
-            return self.record(kind, now, None, values);
-        }
-        if !self.passes(kind, now, None, values) {
-            return false;
-        }
-        let start = self.buffer.len();
-        self.render(kind, now, None, values);
-        let text = self.buffer.split_off(start);
-        if let Some(table) = &mut self.table {
-            table.add(kind, values, text);
-        }
-        true
+        self.record(kind, Some(now), Who::Nobody, values)
+    }
+
+    /// Shows a saved event or row; `process` are the fields of [`PROCESS`], for an event.
+    pub(crate) fn saved(
+        &mut self,
+        kind: usize,
+        boot_ns: Option<u64>,
+        process: &[Value<'_>],
+        values: &[Value<'_>],
+    ) {
+        let who = if process.is_empty() { Who::Nobody } else { Who::Saved(process) };
+        self.record(kind, boot_ns, who, values);
     }
 
     fn record(
         &mut self,
         kind: usize,
-        boot_ns: u64,
-        head: Option<&EventHead>,
+        boot_ns: Option<u64>,
+        who: Who<'_>,
         values: &[Value<'_>],
     ) -> bool {
-        if !self.passes(kind, boot_ns, head, values) || !self.take() {
+        if !self.passes(kind, boot_ns, who, values) {
+            return false;
+        }
+        if self.table.is_some() && self.plans[kind].kind.class == Class::Row {
+            let start = self.buffer.len();
+            self.render(kind, boot_ns, who, values);
+            let text = self.buffer.split_off(start);
+            if let Some(table) = &mut self.table {
+                table.add(kind, values, text);
+            }
+            return true;
+        }
+        if !self.take() {
             return false;
         }
         if self.form != Form::Json {
             self.header(kind);
         }
-        self.render(kind, boot_ns, head, values);
+        self.render(kind, boot_ns, who, values);
         true
     }
 
@@ -466,18 +497,18 @@ impl Output {
     fn passes(
         &mut self,
         kind: usize,
-        boot_ns: u64,
-        head: Option<&EventHead>,
+        boot_ns: Option<u64>,
+        who: Who<'_>,
         values: &[Value<'_>],
     ) -> bool {
         let passes = self.plans[kind].tests.as_ref().is_some_and(|tests| {
             tests.iter().all(|test| {
-                if test.source == Source::Time {
+                if let (Source::Time, Some(boot_ns)) = (test.source, boot_ns) {
                     self.cell.clear();
                     self.clock.push_iso(&mut self.cell, boot_ns);
                     return test.holds(&Value::Bytes(&self.cell));
                 }
-                with_value(test.source, boot_ns, head, values, &mut self.cgroups, |value| {
+                with_value(test.source, boot_ns, who, values, &mut self.cgroups, |value| {
                     test.holds(value)
                 })
             })
@@ -487,13 +518,7 @@ impl Output {
     }
 
     /// Adds the record's line.
-    fn render(
-        &mut self,
-        kind: usize,
-        boot_ns: u64,
-        head: Option<&EventHead>,
-        values: &[Value<'_>],
-    ) {
+    fn render(&mut self, kind: usize, boot_ns: Option<u64>, who: Who<'_>, values: &[Value<'_>]) {
         let plan = &self.plans[kind];
         assert_eq!(values.len(), plan.kind.fields.len(), "values of {}", plan.kind.name);
         debug_assert!(
@@ -506,12 +531,14 @@ impl Output {
                 for (i, (source, column)) in plan.columns.iter().enumerate() {
                     let last = i + 1 == plan.columns.len();
                     pad(&mut self.buffer, column, last, |out| {
-                        if let (Source::Time, Some((format, decimals))) = (source, column.time) {
+                        if let (Source::Time, Some((format, decimals)), Some(boot_ns)) =
+                            (source, column.time, boot_ns)
+                        {
                             let start = out.len();
                             self.clock.push(out, boot_ns, format, decimals);
                             return out.len() - start;
                         }
-                        with_value(*source, boot_ns, head, values, &mut self.cgroups, |value| {
+                        with_value(*source, boot_ns, who, values, &mut self.cgroups, |value| {
                             let red = self.color && matches!(value, Value::Errno(n) if *n != 0);
                             if red {
                                 out.extend_from_slice(RED);
@@ -542,13 +569,13 @@ impl Output {
                     push_uint(out, self.report);
                 }
                 for (source, name, ty) in &plan.fields {
-                    if *source == Source::Time {
+                    if let (Source::Time, Some(boot_ns)) = (source, boot_ns) {
                         out.extend_from_slice(b",\"ts\":\"");
                         self.clock.push_iso(out, boot_ns);
                         out.push(b'"');
                         continue;
                     }
-                    with_value(*source, boot_ns, head, values, &mut self.cgroups, |value| {
+                    with_value(*source, boot_ns, who, values, &mut self.cgroups, |value| {
                         value.json(out, name, *ty);
                     });
                 }
@@ -559,11 +586,11 @@ impl Output {
                     if i > 0 {
                         self.buffer.push(b',');
                     }
-                    if *source == Source::Time {
+                    if let (Source::Time, Some(boot_ns)) = (source, boot_ns) {
                         self.clock.push_iso(&mut self.buffer, boot_ns);
                         continue;
                     }
-                    with_value(*source, boot_ns, head, values, &mut self.cgroups, |value| {
+                    with_value(*source, boot_ns, who, values, &mut self.cgroups, |value| {
                         value.csv(&mut self.buffer, *ty);
                     });
                 }
@@ -633,9 +660,16 @@ impl Output {
                         if *source == Source::Time {
                             self.clock.push_iso(&mut self.buffer, now);
                         } else {
-                            with_value(*source, now, None, key, &mut self.cgroups, |value| {
-                                value.csv(&mut self.buffer, *ty);
-                            });
+                            with_value(
+                                *source,
+                                Some(now),
+                                Who::Nobody,
+                                key,
+                                &mut self.cgroups,
+                                |value| {
+                                    value.csv(&mut self.buffer, *ty);
+                                },
+                            );
                         }
                         self.buffer.push(b',');
                     }
@@ -713,12 +747,11 @@ impl Output {
     }
 
     /// Shows the rows that have been collected.
-    fn table_done(&mut self) {
+    fn table_done(&mut self, now: u64, load: Option<&str>) {
         let Some(mut table) = self.table.take() else { return };
-        let now = self.clock.now();
         self.cell.clear();
         self.clock.push(&mut self.cell, now, TimeFormat::Wall, 0);
-        table.close(&String::from_utf8_lossy(&self.cell));
+        table.close(&String::from_utf8_lossy(&self.cell), load);
         let mut rows = match (&self.screen, self.form) {
             (Some(screen), _) => table.screen_rows(screen.height()),
             (None, Form::Columns) => table.plain_rows(),
@@ -761,9 +794,19 @@ impl Output {
 
     /// Closes the rows and histograms of one interval, which began at `start_boot_ns`.
     pub fn report_done(&mut self, start_boot_ns: u64) {
-        self.table_done();
+        let load = self.table.as_ref().and_then(|_| fs::read_to_string("/proc/loadavg").ok());
+        self.close_report(self.clock.now(), start_boot_ns, load.as_deref());
+    }
+
+    /// The number of the report that a saved record belongs to.
+    pub(crate) fn set_report(&mut self, report: u64) {
+        self.report = report;
+    }
+
+    /// The same at `now`, when the load average was `load`.
+    pub(crate) fn close_report(&mut self, now: u64, start_boot_ns: u64, load: Option<&str>) {
+        self.table_done(now, load);
         if self.form == Form::Json {
-            let now = self.clock.now();
             let out = &mut self.buffer;
             out.extend_from_slice(b"{\"type\":\"report\",\"report\":");
             push_uint(out, self.report);
@@ -787,7 +830,11 @@ impl Output {
 
     /// `,"ts":…,"boot_ns":…` of now, for records that are not the tool's own.
     pub fn now_fields(&mut self) -> String {
-        let now = self.clock.now();
+        self.fields_at(self.clock.now())
+    }
+
+    /// The same of another moment.
+    pub(crate) fn fields_at(&mut self, now: u64) -> String {
         self.cell.clear();
         self.clock.push_iso(&mut self.cell, now);
         format!(",\"ts\":\"{}\",\"boot_ns\":\"{now}\"", String::from_utf8_lossy(&self.cell))
@@ -843,35 +890,58 @@ fn unit_of(name: &str) -> &'static str {
     }
 }
 
+/// Whose a record is.
+#[derive(Clone, Copy)]
+enum Who<'a> {
+    /// Nobody's: a row.
+    Nobody,
+    /// This task's.
+    Task(&'a EventHead),
+    /// That of a saved event: the values of [`PROCESS`].
+    Saved(&'a [Value<'a>]),
+}
+
 /// Calls `show` with the value of `source`.
 fn with_value<R>(
     source: Source,
-    boot_ns: u64,
-    head: Option<&EventHead>,
+    boot_ns: Option<u64>,
+    who: Who<'_>,
     values: &[Value<'_>],
     cgroups: &mut CgroupNames,
     show: impl FnOnce(&Value<'_>) -> R,
 ) -> R {
-    let process = |get: fn(&EventHead) -> u32| {
-        head.map_or(Value::Null, |head| Value::Uint(u64::from(get(head))))
-    };
+    match (source, who) {
+        (Source::Field(index), _) => show(&values[index]),
+        (Source::Time | Source::BootNs, _) => show(&boot_ns.map_or(Value::Null, Value::Id)),
+        (_, Who::Nobody) => show(&Value::Null),
+        (_, Who::Saved(process)) => {
+            let index = PROCESS.iter().position(|(known, _)| *known == source);
+            show(index.and_then(|index| process.get(index)).unwrap_or(&Value::Null))
+        }
+        (_, Who::Task(head)) => with_process(source, head, cgroups, show),
+    }
+}
+
+/// The same for a field of the process that an event is about.
+fn with_process<R>(
+    source: Source,
+    head: &EventHead,
+    cgroups: &mut CgroupNames,
+    show: impl FnOnce(&Value<'_>) -> R,
+) -> R {
+    let number = |number: u32| Value::Uint(u64::from(number));
     match source {
-        Source::Field(index) => show(&values[index]),
-        Source::Time | Source::BootNs => show(&Value::Id(boot_ns)),
-        Source::Pid => show(&process(|head| head.pid)),
-        Source::Tid => show(&process(|head| head.tid)),
-        Source::Ppid => show(&process(|head| head.ppid)),
-        Source::Uid => show(&process(|head| head.uid)),
-        Source::Comm => match head {
-            Some(head) => show(&Value::Bytes(until_nul(&head.comm.map(|c| c.to_ne_bytes()[0])))),
-            None => show(&Value::Null),
-        },
-        Source::CgroupId => show(&head.map_or(Value::Null, |head| Value::Id(head.cgroup_id))),
-        Source::Cgroup => match head.and_then(|head| cgroups.path(head.cgroup_id)) {
+        Source::Pid => show(&number(head.pid)),
+        Source::Tid => show(&number(head.tid)),
+        Source::Ppid => show(&number(head.ppid)),
+        Source::Uid => show(&number(head.uid)),
+        Source::Comm => show(&Value::Bytes(until_nul(&head.comm.map(|c| c.to_ne_bytes()[0])))),
+        Source::CgroupId => show(&Value::Id(head.cgroup_id)),
+        Source::Cgroup => match cgroups.path(head.cgroup_id) {
             Some(path) => show(&Value::Bytes(path)),
             None => show(&Value::Null),
         },
-        Source::Container => show(&Value::Null),
+        Source::Container | Source::Time | Source::BootNs | Source::Field(_) => show(&Value::Null),
     }
 }
 

@@ -14,8 +14,11 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use anyhow::Result;
+use clap::Arg;
+use clap::ArgMatches;
 use clap::Command;
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use libbpf_rs::Link;
 use libbpf_rs::MapHandle;
 use libbpf_rs::Object;
@@ -44,11 +47,14 @@ use crate::privileges;
 use crate::probe;
 use crate::probe::Kernel;
 use crate::record::Records;
+use crate::saved;
+use crate::saved::Replay;
 use crate::session::Attached;
 use crate::session::Session;
 use crate::session::Start;
 use crate::sys;
 use crate::sys::Held;
+use crate::tool::Alias;
 use crate::tool::Bpf;
 use crate::tool::Tool;
 use crate::tool::Way;
@@ -84,9 +90,8 @@ pub fn run<T: Tool>(args: Vec<OsString>) -> u8 {
 fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
     let name = <T::Bpf as Bpf>::NAME;
     let called = args.first().and_then(|arg| crate::multi::basename(arg)).unwrap_or_default();
-    if let Some(alias) =
-        T::ALIASES.iter().find(|alias| crate::multi::is_called(&called, alias.name))
-    {
+    let alias = T::ALIASES.iter().find(|alias| crate::multi::is_called(&called, alias.name));
+    if let Some(alias) = alias {
         args.splice(1..1, alias.args.iter().map(OsString::from));
     }
     if args.is_empty() {
@@ -98,12 +103,46 @@ fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
     };
     let mut tool = T::from_arg_matches(&matches).map_err(|e| error::usage(first_line(&e)))?;
     let mut common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
+    if common.from.is_some() {
+        only_shows::<T>(&matches, alias)?;
+    }
     tool.check(&mut common)?;
     let records = tool.records();
     // Refuses unknown fields before anything is opened.
     let output = Output::new(&records, &common.choice)?;
-    let lost = climb(&tool, &common, &records, output)?;
+    let lost = match &common.from {
+        Some(file) => Replay::new(name, &records, output)?.run(file)?,
+        None => climb(&tool, &common, &records, output)?,
+    };
     Ok(if lost && common.strict { error::LOST } else { error::OK })
+}
+
+/// Refuses options that choose what is traced, for `--from`. Of the tool's own, those are fine that
+/// change which columns there are.
+fn only_shows<T: Tool>(matches: &ArgMatches, alias: Option<&Alias>) -> Result<()> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let parse = |args: Vec<OsString>| {
+        command::<T>().try_get_matches_from(std::iter::once(name.into()).chain(args)).ok()
+    };
+    let columns = |args: Vec<OsString>| {
+        let tool = T::from_arg_matches(&parse(args)?).ok()?;
+        Some(format!("{:?}", tool.records().kinds))
+    };
+    let given_by_name: Vec<String> = alias
+        .and_then(|alias| parse(alias.args.iter().map(OsString::from).collect()))
+        .map(|matches| {
+            let given = |id: &&clap::Id| {
+                matches.value_source(id.as_str()) == Some(ValueSource::CommandLine)
+            };
+            matches.ids().filter(given).map(|id| id.as_str().to_string()).collect()
+        })
+        .unwrap_or_default();
+    let all: Vec<Arg> = command::<T>().get_arguments().cloned().collect();
+    let own: Vec<Arg> = T::augment_args(Command::new(name)).get_arguments().cloned().collect();
+    let plain = columns(Vec::new());
+    saved::refuse_tracing(matches, &all, &own, &given_by_name, |option| {
+        !option.is_empty() && columns(option).is_some_and(|columns| Some(columns) != plain)
+    })
 }
 
 /// Help and version go to stdout; anything else is one sentence.

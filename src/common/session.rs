@@ -32,11 +32,9 @@ use crate::filter::TREE_TWINS;
 use crate::globals::ReaderState;
 use crate::kretprobe::ReturnProbe;
 use crate::loss::Loss;
-use crate::output::Form;
 use crate::output::Output;
 use crate::output::Reader;
 use crate::output::complain;
-use crate::record::Class;
 use crate::record::Records;
 use crate::shared::EventHead;
 use crate::shared::ReaderState as State;
@@ -170,7 +168,8 @@ impl<'a> Session<'a> {
             .chain(&self.way.optional)
             .map(|name| format!("\"{name}\""))
             .collect();
-        let now = self.output.now_fields();
+        // Of the very moment that times since the start are counted from.
+        let now = self.output.fields_at(self.output.clock.start());
         let ready = format!(
             "{{\"type\":\"ready\",\"schema\":1,\"tool\":\"{}\",\"version\":\"{}\",\"way\":\"{}\",\
              \"programs\":[{}]{now}}}",
@@ -185,14 +184,7 @@ impl<'a> Session<'a> {
         {
             self.waiter.watch_screen(screen)?;
         }
-        if let Some(banner) = &records.banner {
-            self.output.banner(banner);
-        }
-        if records.kinds.first().is_some_and(|kind| kind.class == Class::Event)
-            && self.output.form() != Form::Json
-        {
-            self.output.header(0);
-        }
+        self.output.begin(records);
         self.output.flush()?;
         if let Some(fd) = self.common.ready_fd {
             let told = sys::adopt_fd(fd).and_then(|mut file| file.write_all(b"ready\n"));

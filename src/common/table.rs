@@ -7,7 +7,6 @@
 //! screen that is drawn anew at each report, elsewhere as plain tables one after another.
 
 use std::cmp::Ordering;
-use std::fs;
 use std::net::IpAddr;
 
 use anyhow::Result;
@@ -107,7 +106,9 @@ impl Key {
             Value::Null | Value::Stack(_) => Self::Missing,
             Value::Bool(yes) => Self::Number(yes.into()),
             Value::Int(n) => Self::Number(n.into()),
-            Value::Uint(n) | Value::Id(n) | Value::Flags(_, n) => Self::Number(n.into()),
+            Value::Uint(n) | Value::Id(n) | Value::Flags(_, n) | Value::FlagNames(_, n) => {
+                Self::Number(n.into())
+            }
             Value::Errno(n) => Self::Number(i128::from(n).abs()),
             Value::Ip(IpAddr::V4(ip)) => Self::Text(ip.octets().to_vec()),
             Value::Ip(IpAddr::V6(ip)) => Self::Text(ip.octets().to_vec()),
@@ -222,13 +223,13 @@ impl Report {
         self.lines.push(text.to_string());
     }
 
-    /// All rows are there: brings them into order. `time` is now, for the line above.
-    pub fn close(&mut self, time: &str) {
+    /// All rows are there: brings them into order. `time` and `load` (the load average, where it is
+    /// known) are for the line above.
+    pub fn close(&mut self, time: &str, load: Option<&str>) {
         self.begin();
         self.closed = true;
         self.summary = self.choice.table.summary.then(|| {
-            let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-            format!("{time} loadavg: {}", load.trim_end())
+            load.map_or_else(|| time.into(), |load| format!("{time} loadavg: {}", load.trim_end()))
         });
         // What is equal has the same order in each report.
         self.rows
@@ -318,7 +319,7 @@ mod tests {
         add(2, "C", Value::Uint(9), Value::Uint(1));
         add(1, "unread", Value::Null, Value::Null);
         add(1, "a", Value::Uint(2), Value::Uint(2));
-        report.close("12:00:00");
+        report.close("12:00:00", Some("0.1 0.2 0.3"));
         report
     }
 
@@ -357,10 +358,10 @@ mod tests {
         let mut empty = report(&choice(None, None));
         assert!(empty.head().next().is_some_and(|line| line.starts_with("12:00:00 loadavg: ")));
         empty.add_line("title");
-        empty.close("12:00:01");
+        empty.close("12:00:01", None);
         assert_eq!(empty.head().skip(1).collect::<Vec<_>>(), ["", "title"]);
         // Nothing is left of the report before.
-        empty.close("12:00:02");
+        empty.close("12:00:02", None);
         assert_eq!(empty.head().skip(1).collect::<Vec<_>>(), [""]);
         let parts = empty.parts(9);
         assert_eq!((parts.len(), parts[0].kind, parts[0].rows.len()), (1, 1, 0));

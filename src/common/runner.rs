@@ -294,6 +294,11 @@ fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapH
             map.set_max_entries(u32::try_from(buffer)?)?;
         }
     }
+    if let Some(rate) = common.max_rate
+        && !globals::set_constant(open, "rate_limit", &rate.to_ne_bytes())?
+    {
+        return Err(error::usage("--max-rate makes no sense here: it shows no single events"));
+    }
     globals::set_constant(open, "ring_watermark", &(buffer / 8).to_ne_bytes())?;
     filter::configure(open, common)
 }
@@ -360,19 +365,23 @@ fn attach(
 
 /// Attaches a program; a return probe with room for many calls at once where that is possible.
 fn hook_in(program: &ProgramMut<'_>, tool: &str) -> Result<(Link, Option<ReturnProbe>), String> {
-    if let Some(function) = kretprobe::function(program.section()) {
-        match ReturnProbe::attach(program, function) {
+    let narrow = match kretprobe::function(program.section()) {
+        None => None,
+        Some(function) => match ReturnProbe::attach(program, function) {
             Ok((link, probe)) => return Ok((link, Some(probe))),
-            Err(error) => complain(
-                tool,
-                &format!(
-                    "tracefs: {error:#}: when many calls of {function} are under way at once, \
-                     some are missed"
-                ),
-            ),
-        }
-    }
+            Err(error) => Some((function, error)),
+        },
+    };
     let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
+    if let Some((function, error)) = narrow {
+        complain(
+            tool,
+            &format!(
+                "tracefs: {error:#}: when many calls of {function} are under way at once, some \
+                 are missed"
+            ),
+        );
+    }
     Ok((link, None))
 }
 

@@ -252,9 +252,14 @@ impl Running {
                 Ok(record) => self.seen.push(record),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
+                    // What it says when it is told to end explains more.
+                    self.signal(Signal::SIGINT);
+                    while let Ok(record) = self.records.recv_timeout(Duration::from_secs(5)) {
+                        self.seen.push(record);
+                    }
                     let _ = self.child.kill();
-                    let last = self.seen.last().cloned();
-                    panic!("the tool did not end; {} records, the last: {last:?}", self.seen.len());
+                    let (count, last) = (self.seen.len(), self.seen.last());
+                    panic!("the tool did not end by itself; {count} records, the last: {last:?}");
                 }
             }
         }

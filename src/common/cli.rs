@@ -101,6 +101,8 @@ pub struct Common {
     pub from: Option<PathBuf>,
     /// `--buffer-size`, in bytes.
     pub buffer_size: Option<u64>,
+    /// `--max-rate`: events a second.
+    pub max_rate: Option<u64>,
     /// `--btf`.
     pub btf: Option<PathBuf>,
     /// `--ready-fd`.
@@ -109,7 +111,7 @@ pub struct Common {
     pub strict: bool,
     /// `--verbose`.
     pub verbose: bool,
-    /// The command after `--`.
+    /// The command after `--`, or the one of `--run`.
     pub command: Vec<OsString>,
 }
 
@@ -294,6 +296,11 @@ fn all() -> Vec<Arg> {
             "Event buffer, all CPUs together (default: 1M a CPU, 4M to 64M)",
         )
         .value_parser(buffer_size),
+        value("max-rate", RUNNING, "N", "Take at most N events a second; the others are counted")
+            .value_parser(clap::value_parser!(u64).range(1..)),
+        value("run", RUNNING, "STRING", "Run this with sh -c when ready, as -- COMMAND does")
+            .conflicts_with("command")
+            .value_parser(clap::value_parser!(OsString)),
         value("btf", RUNNING, "FILE", "Kernel types, for kernels without /sys/kernel/btf/vmlinux")
             .value_parser(clap::value_parser!(PathBuf)),
         value(
@@ -461,17 +468,21 @@ impl Common {
             include_self: is_set(matches, "include-self"),
             from: get::<PathBuf>(matches, "from"),
             buffer_size: get::<u64>(matches, "buffer-size"),
+            max_rate: get::<u64>(matches, "max-rate"),
             btf,
             ready_fd: get::<i32>(matches, "ready-fd"),
             strict: is_set(matches, "strict"),
             verbose: is_set(matches, "verbose"),
-            command: matches
-                .get_many::<OsString>("command")
-                .into_iter()
-                .flatten()
-                .cloned()
-                .collect(),
+            command: command_of(matches),
         })
+    }
+}
+
+/// The command to run, from `-- COMMAND` or `--run`.
+fn command_of(matches: &ArgMatches) -> Vec<OsString> {
+    match get::<OsString>(matches, "run") {
+        Some(script) => ["/bin/sh".into(), "-c".into(), script].into(),
+        None => matches.get_many::<OsString>("command").into_iter().flatten().cloned().collect(),
     }
 }
 

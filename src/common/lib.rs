@@ -29,6 +29,7 @@ pub mod probe;
 pub mod record;
 pub mod runner;
 mod saved;
+pub mod schema;
 pub mod session;
 pub mod shared;
 pub mod symbols;

@@ -326,6 +326,11 @@ impl Output {
         })
     }
 
+    /// The JSON fields of a kind that are shown.
+    pub(crate) fn shown_fields(&self, kind: usize) -> impl Iterator<Item = &'static str> {
+        self.plans[kind].fields.iter().map(|(_, name, _)| *name)
+    }
+
     /// The form of stdout.
     pub fn form(&self) -> Form {
         self.form

@@ -49,6 +49,7 @@ use crate::probe::Kernel;
 use crate::record::Records;
 use crate::saved;
 use crate::saved::Replay;
+use crate::schema;
 use crate::session::Attached;
 use crate::session::Session;
 use crate::session::Start;
@@ -115,6 +116,20 @@ fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
         None => climb(&tool, &common, &records, output)?,
     };
     Ok(if lost && common.strict { error::LOST } else { error::OK })
+}
+
+/// The JSON Schema of what the tool writes under these options.
+pub(crate) fn schema<T: Tool>(args: Vec<OsString>) -> Result<String> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let all = std::iter::once(name.into()).chain(args);
+    let matches = command::<T>()
+        .try_get_matches_from(all)
+        .map_err(|error| error::usage(first_line(&error)))?;
+    let tool = T::from_arg_matches(&matches).map_err(|e| error::usage(first_line(&e)))?;
+    let common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
+    let records = tool.records();
+    let output = Output::new(&records, &common.choice)?;
+    Ok(schema::of(name, &records, &output))
 }
 
 /// Refuses options that choose what is traced, for `--from`. Of the tool's own, those are fine that
@@ -333,6 +348,11 @@ fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapH
             map.set_max_entries(u32::try_from(buffer)?)?;
         }
     }
+    if let Some(rate) = common.max_rate
+        && !globals::set_constant(open, "rate_limit", &rate.to_ne_bytes())?
+    {
+        return Err(error::usage("--max-rate makes no sense here: it shows no single events"));
+    }
     globals::set_constant(open, "ring_watermark", &(buffer / 8).to_ne_bytes())?;
     filter::configure(open, common)
 }
@@ -399,19 +419,23 @@ fn attach(
 
 /// Attaches a program; a return probe with room for many calls at once where that is possible.
 fn hook_in(program: &ProgramMut<'_>, tool: &str) -> Result<(Link, Option<ReturnProbe>), String> {
-    if let Some(function) = kretprobe::function(program.section()) {
-        match ReturnProbe::attach(program, function) {
+    let narrow = match kretprobe::function(program.section()) {
+        None => None,
+        Some(function) => match ReturnProbe::attach(program, function) {
             Ok((link, probe)) => return Ok((link, Some(probe))),
-            Err(error) => complain(
-                tool,
-                &format!(
-                    "tracefs: {error:#}: when many calls of {function} are under way at once, \
-                     some are missed"
-                ),
-            ),
-        }
-    }
+            Err(error) => Some((function, error)),
+        },
+    };
     let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
+    if let Some((function, error)) = narrow {
+        complain(
+            tool,
+            &format!(
+                "tracefs: {error:#}: when many calls of {function} are under way at once, some \
+                 are missed"
+            ),
+        );
+    }
     Ok((link, None))
 }
 

@@ -55,6 +55,9 @@ const SHOWING: [&str; 14] = [
     "verbose",
 ];
 
+/// What `lost` and `end` records count of what is not there, beside `missed`.
+const LOST: [&str; 3] = ["lost", "map_full", "rate_limited"];
+
 /// No line of ours is anywhere near this long.
 const LONGEST_LINE: u64 = 64 << 20;
 
@@ -232,8 +235,10 @@ pub(crate) struct Replay<'a> {
     /// Whether a `ready` record was seen: what follows is this tool's.
     ready: bool,
     end: Option<Map<String, Json>>,
-    /// What the `lost` records so far say: events, map insertions.
-    lost: [u64; 2],
+    /// What the `lost` records so far say.
+    lost: [u64; 3],
+    /// `ts` and `boot_ns` of the last record.
+    last: Option<(Json, Json)>,
 }
 
 impl<'a> Replay<'a> {
@@ -245,7 +250,7 @@ impl<'a> Replay<'a> {
         if records.kinds.iter().all(|kind| kind.class == Class::Histogram) {
             return Err(usage("--from makes no sense here: it is for events and tables"));
         }
-        Ok(Self { name, records, output, ready: false, end: None, lost: [0; 2] })
+        Ok(Self { name, records, output, ready: false, end: None, lost: [0; 3], last: None })
     }
 
     /// Shows the file at `path`, or stdin for `-`. Returns whether events had been lost.
@@ -311,7 +316,7 @@ impl<'a> Replay<'a> {
             Some("report") => return self.report(record),
             Some("histogram") => return Err(anyhow!("a histogram cannot be read back")),
             Some(_) => {
-                for (sum, name) in self.lost.iter_mut().zip(["lost", "map_full"]) {
+                for (sum, name) in self.lost.iter_mut().zip(LOST) {
                     *sum += record.get(name).and_then(Json::as_u64).unwrap_or(0);
                 }
                 self.relay(line);
@@ -360,6 +365,7 @@ impl<'a> Replay<'a> {
             Some(_) => Err(anyhow!("{name} is not of its type")),
         };
         let (Some(ts), Some(boot_ns)) = (text("ts")?, text("boot_ns")?) else { return Ok(None) };
+        self.last = Some((ts.as_str().into(), boot_ns.as_str().into()));
         let wall: Timestamp = ts.parse().map_err(|_| anyhow!("ts is no time: {ts}"))?;
         let boot_ns = boot_ns.parse().map_err(|_| anyhow!("boot_ns is no number: {boot_ns}"))?;
         self.output.clock.set(boot_ns, wall.as_nanosecond());
@@ -411,30 +417,34 @@ impl<'a> Replay<'a> {
             // The rest was not read.
             None if self.output.full => {
                 let mut end = Map::new();
-                let [lost, full] = self.lost;
                 end.insert("reason".into(), "limit".into());
-                end.insert("lost".into(), lost.into());
-                end.insert("map_full".into(), full.into());
                 end.insert("missed".into(), Json::Null);
+                for (name, count) in LOST.iter().zip(self.lost) {
+                    end.insert((*name).into(), count.into());
+                }
+                if let Some((ts, boot_ns)) = self.last.take() {
+                    end.insert("ts".into(), ts);
+                    end.insert("boot_ns".into(), boot_ns);
+                }
                 end
             }
             None => {
                 if self.output.reader() == Reader::There {
                     complain(self.name, "there is no `end` record: what was saved may not be all");
                 }
-                return self.lost != [0; 2];
+                return self.lost != [0; 3];
             }
         };
         let number = |name: &str| end.get(name).and_then(Json::as_u64).unwrap_or(0);
-        let counts = [number("lost"), number("map_full"), number("missed")];
-        let lost = counts.iter().any(|count| *count > 0);
-        if lost {
-            let [lost, full, missed] = counts;
-            let text = format!(
-                "when this was saved, {lost} events were lost, {full} map insertions refused and \
-                 {missed} probe hits skipped"
-            );
-            complain(self.name, &text);
+        let names = [&LOST[..], &["missed"]].concat();
+        let counts: Vec<String> = names
+            .iter()
+            .filter(|name| number(name) > 0)
+            .map(|name| format!("{name} {}", number(name)))
+            .collect();
+        if !counts.is_empty() {
+            let counts = counts.join(", ");
+            complain(self.name, &format!("not all was seen when this was saved: {counts}"));
         }
         if self.output.form() == Form::Json {
             let filtered = number("filtered") + self.output.filtered;
@@ -445,7 +455,7 @@ impl<'a> Replay<'a> {
             let rest = escape::relayed(&Json::Object(end).to_string());
             self.output.json_line(&format!("{{\"type\":\"end\",{}", &rest[1..]));
         }
-        lost
+        !counts.is_empty()
     }
 }
 

@@ -29,6 +29,7 @@ const SIGNAL: u64 = 0;
 const STDOUT: u64 = 1;
 const EVENTS: u64 = 2;
 const CHILD: u64 = 3;
+const CGROUPS: u64 = 4;
 
 /// How long a reader that is fed pauses between two looks; also the longest that an event waits.
 pub const PAUSE: Duration = Duration::from_millis(100);
@@ -80,6 +81,15 @@ impl Waiter {
         self.epoll.add(ring, EpollEvent::new(flags, EVENTS)).context("epoll_ctl on ring buffer")
     }
 
+    /// Watches the ring buffer that cgroups are told in, in the same way.
+    ///
+    /// # Errors
+    /// Fails when the descriptor is no ring buffer.
+    pub fn watch_cgroups(&self, ring: BorrowedFd<'_>) -> Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        self.epoll.add(ring, EpollEvent::new(flags, CGROUPS)).context("epoll_ctl on ring buffer")
+    }
+
     /// Watches a process descriptor, readable when the process has ended.
     ///
     /// # Errors
@@ -104,7 +114,7 @@ impl Waiter {
                     EpollTimeout::from(u16::try_from(ms).unwrap_or(60_000))
                 }
             };
-            let mut events = [EpollEvent::empty(); 4];
+            let mut events = [EpollEvent::empty(); 5];
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 // The handler has made the signal descriptor readable.
@@ -122,7 +132,7 @@ impl Waiter {
             if has(CHILD) {
                 return Ok(Wake::ChildEnded);
             }
-            if has(EVENTS) || until.is_some_and(|until| until <= Instant::now()) {
+            if has(EVENTS) || has(CGROUPS) || until.is_some_and(|until| until <= Instant::now()) {
                 return Ok(Wake::Look);
             }
         }

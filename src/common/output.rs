@@ -11,11 +11,13 @@ use anyhow::Context as _;
 use anyhow::Result;
 use nix::errno::Errno;
 
-use crate::cgroup::CgroupNames;
+use crate::cgroup_names::CgroupNames;
+use crate::container::Runtime;
 use crate::error::usage;
 use crate::escape;
 use crate::histogram::Histogram;
 use crate::histogram::Unit;
+use crate::pidns;
 use crate::record::Class;
 use crate::record::Column;
 use crate::record::Kind;
@@ -209,7 +211,10 @@ pub struct Output {
     cell: Vec<u8>,
     /// Where event times are mapped to wall-clock time.
     pub clock: Clock,
-    cgroups: CgroupNames,
+    /// Names of cgroups and containers.
+    pub(crate) cgroups: CgroupNames,
+    /// Whether there is a PID namespace, in which pid 0 is somebody outside.
+    in_pidns: bool,
     limit: Option<u64>,
     /// Records shown so far: events, rows and histograms.
     pub shown: u64,
@@ -252,12 +257,25 @@ impl Output {
             cell: Vec::new(),
             clock: Clock::new(),
             cgroups: CgroupNames::default(),
+            in_pidns: pidns::own().is_some(),
             limit: choice.limit,
             shown: 0,
             filtered: 0,
             full: false,
             report: 0,
             reader: Reader::There,
+        })
+    }
+
+    /// Whether cgroups or containers are shown.
+    pub(crate) fn names_cgroups(&self) -> bool {
+        let named = |source: &Source| {
+            use Source::*;
+            matches!(source, Cgroup | Container | ContainerId | Runtime | Pod | Unit)
+        };
+        self.plans.iter().any(|plan| match self.form {
+            Form::Columns => plan.columns.iter().any(|(source, _)| named(source)),
+            Form::Json | Form::Csv => plan.fields.iter().any(|(source, ..)| named(source)),
         })
     }
 
@@ -382,7 +400,7 @@ impl Output {
                             self.clock.push(out, boot_ns, format, decimals);
                             return out.len() - start;
                         }
-                        with_value(*source, boot_ns, head, values, &mut self.cgroups, |value| {
+                        with_value(*source, boot_ns, head, values, (&mut self.cgroups, self.in_pidns), |value| {
                             value.text(out, column.format, column.null)
                         })
                     });
@@ -411,7 +429,7 @@ impl Output {
                         out.push(b'"');
                         continue;
                     }
-                    with_value(*source, boot_ns, head, values, &mut self.cgroups, |value| {
+                    with_value(*source, boot_ns, head, values, (&mut self.cgroups, self.in_pidns), |value| {
                         value.json(out, name, *ty);
                     });
                 }
@@ -426,7 +444,7 @@ impl Output {
                         self.clock.push_iso(&mut self.buffer, boot_ns);
                         continue;
                     }
-                    with_value(*source, boot_ns, head, values, &mut self.cgroups, |value| {
+                    with_value(*source, boot_ns, head, values, (&mut self.cgroups, self.in_pidns), |value| {
                         value.csv(&mut self.buffer, *ty);
                     });
                 }
@@ -497,7 +515,7 @@ impl Output {
                         if *source == Source::Time {
                             self.clock.push_iso(&mut self.buffer, now);
                         } else {
-                            with_value(*source, now, None, key, &mut self.cgroups, |value| {
+                            with_value(*source, now, None, key, (&mut self.cgroups, self.in_pidns), |value| {
                                 value.csv(&mut self.buffer, *ty);
                             });
                         }
@@ -598,30 +616,52 @@ fn with_value<R>(
     boot_ns: u64,
     head: Option<&EventHead>,
     values: &[Value<'_>],
-    cgroups: &mut CgroupNames,
+    (cgroups, in_pidns): (&mut CgroupNames, bool),
     show: impl FnOnce(&Value<'_>) -> R,
 ) -> R {
     let process = |get: fn(&EventHead) -> u32| {
         head.map_or(Value::Null, |head| Value::Uint(u64::from(get(head))))
     };
+    // In a PID namespace, the ids of a task that it does not see are 0.
+    let inside = |get: fn(&EventHead) -> u32| {
+        let outside = in_pidns && head.is_some_and(|head| head.pid == 0);
+        if outside { Value::Null } else { process(get) }
+    };
+    let id = head.map(|head| head.cgroup_id);
     match source {
         Source::Field(index) => show(&values[index]),
         Source::Time | Source::BootNs => show(&Value::Id(boot_ns)),
-        Source::Pid => show(&process(|head| head.pid)),
-        Source::Tid => show(&process(|head| head.tid)),
-        Source::Ppid => show(&process(|head| head.ppid)),
+        Source::Pid => show(&inside(|head| head.pid)),
+        Source::Tid => show(&inside(|head| head.tid)),
+        Source::Ppid => show(&inside(|head| head.ppid)),
+        Source::HostPid => show(&process(|head| head.host_pid)),
+        Source::HostTid => show(&process(|head| head.host_tid)),
         Source::Uid => show(&process(|head| head.uid)),
         Source::Comm => match head {
             Some(head) => show(&Value::Bytes(until_nul(&head.comm.map(|c| c.to_ne_bytes()[0])))),
             None => show(&Value::Null),
         },
-        Source::CgroupId => show(&head.map_or(Value::Null, |head| Value::Id(head.cgroup_id))),
-        Source::Cgroup => match head.and_then(|head| cgroups.path(head.cgroup_id)) {
+        Source::CgroupId => show(&id.map_or(Value::Null, Value::Id)),
+        Source::Cgroup => match id.and_then(|id| cgroups.path(id)) {
             Some(path) => show(&Value::Bytes(path)),
             None => show(&Value::Null),
         },
-        Source::Container => show(&Value::Null),
+        Source::Container | Source::ContainerId | Source::Runtime => {
+            let identity = id.map(|id| cgroups.identity(id));
+            let container = identity.and_then(|identity| identity.container.as_deref());
+            show(&text(container.and_then(|container| match source {
+                Source::Container => Some(container.shown()),
+                Source::ContainerId => Some(container.id.as_str()),
+                _ => container.runtime.map(Runtime::name),
+            })))
+        }
+        Source::Pod => show(&text(id.and_then(|id| cgroups.identity(id).pod.as_deref()))),
+        Source::Unit => show(&text(id.and_then(|id| cgroups.identity(id).unit.as_deref()))),
     }
+}
+
+fn text(text: Option<&str>) -> Value<'_> {
+    text.map_or(Value::Null, |text| Value::Bytes(text.as_bytes()))
 }
 
 /// The bytes before the first NUL, or all of them.

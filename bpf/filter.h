@@ -208,6 +208,17 @@ static __always_inline __u64 cgroup_ancestor_id(struct cgroup *cgroup, __u32 lev
 	return BPF_CORE_READ(ancestor, kn, id);
 }
 
+/* In a cgroup namespace nobody says how deep a cgroup lies. */
+#define FILTER_ANY_LEVEL (~0U)
+
+static __noinline bool cgroup_is_below(struct cgroup *cgroup, __u64 id)
+{
+	for (int level = 0; level < FILTER_ANCESTORS; level++)
+		if (cgroup_ancestor_id(cgroup, level) == id)
+			return true;
+	return false;
+}
+
 /* The id of the task's cgroup in the v2 hierarchy: what bpf_get_current_cgroup_id() says. */
 static __always_inline __u64 task_cgroup_id(struct task_struct *task)
 {
@@ -218,9 +229,15 @@ static __always_inline bool filter_cgroup_of(struct task_struct *task)
 {
 	struct cgroup *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
 
-	for (__u32 i = 0; i < FILTER_CGROUPS && i < filter_cgroup_count; i++)
-		if (cgroup_ancestor_id(cgroup, filter_cgroup_level[i]) == filter_cgroup_id[i])
+	for (__u32 i = 0; i < FILTER_CGROUPS && i < filter_cgroup_count; i++) {
+		if (filter_cgroup_level[i] == FILTER_ANY_LEVEL) {
+			if (cgroup_is_below(cgroup, filter_cgroup_id[i]))
+				return true;
+		} else if (cgroup_ancestor_id(cgroup, filter_cgroup_level[i]) ==
+			   filter_cgroup_id[i]) {
 			return true;
+		}
+	}
 	return false;
 }
 

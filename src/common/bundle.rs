@@ -178,7 +178,7 @@ impl Bundles {
         path: &str,
         limit: u64,
     ) -> Option<T> {
-        // serde_json goes at most 128 levels deep, and skips what is not asked for.
+        // What is not asked for is skipped without recursion and without being kept.
         serde_json::from_slice(&read_below(root, path, limit, self.of_user)?).ok()
     }
 }
@@ -420,13 +420,17 @@ mod tests {
         root.write(DOCKER, &padded(limit + 1));
         assert_eq!(name(), None, "a byte too large");
 
-        let deep = |depth: usize| {
-            format!(r#"{{"x":{}{},"Name":"/web"}}"#, "[".repeat(depth), "]".repeat(depth))
-        };
-        root.write(DOCKER, &deep(100));
-        assert!(name().is_some(), "deep");
-        root.write(DOCKER, &deep(400_000));
-        assert_eq!(name(), None, "too deep");
+        // What is not asked for is skipped at any depth; what is asked for has none.
+        let brackets = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let braces = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
+        for deep in [brackets(500_000), braces(150_000)] {
+            root.write(DOCKER, &format!(r#"{{"x":{deep},"Name":"/web"}}"#));
+            assert!(name().is_some(), "deep");
+            root.write(DOCKER, &format!(r#"{{"Name":"/web","Config":{{"Labels":{deep}}}}}"#));
+            assert_eq!(name(), None, "deep where it must not be");
+            root.write(DOCKER, &deep);
+            assert_eq!(name(), None, "only deep");
+        }
         for bad in ["", "{", &CONFIG[..30], "[]", "null", r#"{"Name":7}"#, "{\"Name\":\"\u{0}\"}"] {
             root.write(DOCKER, bad);
             assert_eq!(name(), None, "{bad}");

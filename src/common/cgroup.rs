@@ -63,8 +63,18 @@ fn unescape(text: &str) -> String {
 pub struct Cgroup {
     /// Its id: the inode number of its directory (64-bit kernels, since 5.5).
     pub id: u64,
-    /// How many levels it lies below the root of the hierarchy.
+    /// How many levels it lies below the root of the hierarchy; [`ANY_LEVEL`] where that cannot
+    /// be known.
     pub level: u32,
+}
+
+/// `FILTER_ANY_LEVEL` of `bpf/filter.h`.
+pub const ANY_LEVEL: u32 = u32::MAX;
+
+/// Whether the tool is in a cgroup namespace, which hides where in the hierarchy it lies. The
+/// inode of the initial one, `PROC_CGROUP_INIT_INO` of the kernel, is the same everywhere.
+pub fn in_namespace() -> bool {
+    fs::metadata("/proc/self/ns/cgroup").is_ok_and(|namespace| namespace.ino() != 0xEFFF_FFFB)
 }
 
 impl Cgroup {
@@ -88,7 +98,8 @@ impl Cgroup {
         let metadata =
             fs::metadata(&found).map_err(|e| format!("cannot look at cgroup '{path}': {e}"))?;
         let below_root = mount.root.split('/').filter(|part| !part.is_empty()).count();
-        let level = u32::try_from(inside.components().count() + below_root).unwrap_or(u32::MAX);
+        let level = u32::try_from(inside.components().count() + below_root).unwrap_or(ANY_LEVEL);
+        let level = if in_namespace() { ANY_LEVEL } else { level };
         Ok(Self { id: metadata.ino(), level })
     }
 }

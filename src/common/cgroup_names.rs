@@ -108,6 +108,7 @@ pub struct CgroupNames {
     bundles: HashMap<Option<u32>, Option<Bundles>>,
     news: Option<News>,
     wanted: Option<Wanted>,
+    in_namespace: bool,
 }
 
 impl CgroupNames {
@@ -122,7 +123,7 @@ impl CgroupNames {
             let map = object.maps().find(|map| map.name() == name);
             Ok(MapHandle::try_from(&map.with_context(|| format!("there is no map {name}"))?)?)
         };
-        let mut names = Self::default();
+        let mut names = Self { in_namespace: cgroup::in_namespace(), ..Self::default() };
         let ring_map = map("cgroup_news")?;
         let came = Rc::new(RefCell::new(Vec::new()));
         let queue = Rc::clone(&came);
@@ -169,6 +170,9 @@ impl CgroupNames {
         anyhow::ensure!(taken >= 0, "reading the ring buffer of cgroups: {taken}");
         let came: Vec<_> = news.came.borrow_mut().drain(..).collect();
         for (what, id, path) in came {
+            // As they are seen from the cgroup namespace, if there is one.
+            let seen = if self.in_namespace { self.ask(id) } else { None };
+            let path = seen.unwrap_or(path);
             if what == CgroupWhat::CGROUP_MADE {
                 if self.wanted.is_some() {
                     self.consider(id, path.clone())?;
@@ -317,10 +321,15 @@ impl CgroupNames {
             Err(_) => return None,
         };
         let link = fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).ok()?;
-        let inside = link.strip_prefix(&mount.point).ok()?.as_os_str().as_bytes();
+        let removed = |path: &'_ [u8]| path.strip_suffix(b" (deleted)").map(<[u8]>::to_vec);
+        let Ok(inside) = link.strip_prefix(&mount.point) else {
+            // Outside of what is mounted: a path from the root of the hierarchy.
+            let path = link.as_os_str().as_bytes();
+            return Some(removed(path).unwrap_or_else(|| path.to_vec()));
+        };
+        let inside = inside.as_os_str().as_bytes();
         // Removed since it was opened.
-        let inside = inside.strip_suffix(b" (deleted)").unwrap_or(inside);
-        Some(path_below(mount, inside))
+        Some(path_below(mount, &removed(inside).unwrap_or_else(|| inside.to_vec())))
     }
 
     /// Where a cgroup is, for those who may not ask for it by its id (`CAP_DAC_READ_SEARCH`).

@@ -485,7 +485,7 @@ mod tests {
     fn selectors() {
         let parsed = Selector::list("web, 4c01db0b339c ,pod-1/app").expect("valid");
         assert_eq!(parsed.len(), 3);
-        for bad in ["", "a,,b", "a b", "a/b/c", "/web", "we*b", "-x", "a\n"] {
+        for bad in ["", "a,,b", "a b", "a/b/c", "/web", "we*b", "-x", "a\nb"] {
             assert!(Selector::list(bad).is_err(), "{bad:?}");
         }
         let container = |name: Option<&str>, pod: Option<&str>| Container {

@@ -146,7 +146,10 @@ impl Plan {
             let fresh = || {
                 let header: &'static str = name.to_uppercase().leak();
                 let time = (name == "ts").then_some((TimeFormat::Iso, 9));
-                Column { time, ..column(name, header, header.len()) }
+                // Most processes are in no container, which is not the same as not knowing.
+                let none = ["container", "container_id", "runtime", "pod", "unit"].contains(&name);
+                let null = if none { "-" } else { "?" };
+                Column { time, null, ..column(name, header, header.len()) }
             };
             Column { shown: true, ..declared.unwrap_or_else(fresh) }
         };

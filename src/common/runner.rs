@@ -393,7 +393,8 @@ fn attach(
     }
     if !common.command.is_empty() {
         let command = sys::hold_command(&common.command)?;
-        if filter::filters_tree(common) {
+        // With --tree another process is meant.
+        if filter::filters_tree(common) && common.tree.is_none() {
             filter::plant_tree(object, command.pid)?;
         }
         held = Some(command);

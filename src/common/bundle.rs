@@ -84,12 +84,8 @@ impl Bundles {
 
     /// What the files tell about a container.
     pub fn describe(&self, place: &Place) -> Container {
-        let mut found = Container {
-            id: place.id.clone(),
-            name: None,
-            runtime: place.runtime,
-            pod: None,
-        };
+        let mut found =
+            Container { id: place.id.clone(), name: None, runtime: place.runtime, pod: None };
         match place.runtime {
             Some(Runtime::Lxc | Runtime::Nspawn) => found.name = Some(place.id.clone()),
             Some(Runtime::Docker) => self.docker(&mut found),

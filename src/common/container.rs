@@ -339,13 +339,7 @@ mod tests {
             Some("OTHER"),
             Some("libpod-ID.scope"),
         );
-        is(
-            "/system.slice/web.service/libpod-payload-ID",
-            podman,
-            "ID",
-            None,
-            Some("web.service"),
-        );
+        is("/system.slice/web.service/libpod-payload-ID", podman, "ID", None, Some("web.service"));
         let rootless = "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-ID.scope";
         is(rootless, podman, "ID", None, Some("libpod-ID.scope"));
         assert_eq!(parse(rootless.replace("ID", ID).as_bytes()).user, Some(1000));
@@ -466,13 +460,7 @@ mod tests {
         is("/", None, "", None, None);
         is("/system.slice/ssh.service", None, "", None, Some("ssh.service"));
         is("/system.slice/docker.service", None, "", None, Some("docker.service"));
-        is(
-            "/user.slice/user-0.slice/session-3.scope",
-            None,
-            "",
-            None,
-            Some("session-3.scope"),
-        );
+        is("/user.slice/user-0.slice/session-3.scope", None, "", None, Some("session-3.scope"));
         is("/docker/4c01db0b339c", None, "", None, None);
         is("/system.slice/docker-XYZ.scope", None, "", None, Some("docker-XYZ.scope"));
         is(&format!("/docker/{}", ID.to_uppercase()), None, "", None, None);

@@ -281,6 +281,11 @@ pub static HOST: [(Source, Field); 2] = [
     (Source::HostTid, common("host_tid", Type::Uint, "Thread id outside of the PID namespace.")),
 ];
 
+/// Whether a field is there in a PID namespace only.
+pub fn is_of_host(source: Source) -> bool {
+    HOST.iter().any(|(of_host, _)| *of_host == source)
+}
+
 /// All kinds of records of a tool.
 #[derive(Clone, Debug)]
 pub struct Records {

@@ -14,8 +14,11 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use anyhow::Result;
+use clap::Arg;
+use clap::ArgMatches;
 use clap::Command;
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use libbpf_rs::Link;
 use libbpf_rs::MapHandle;
 use libbpf_rs::Object;
@@ -47,11 +50,15 @@ use crate::privileges;
 use crate::probe;
 use crate::probe::Kernel;
 use crate::record::Records;
+use crate::saved;
+use crate::saved::Replay;
+use crate::schema;
 use crate::session::Attached;
 use crate::session::Session;
 use crate::session::Start;
 use crate::sys;
 use crate::sys::Held;
+use crate::tool::Alias;
 use crate::tool::Bpf;
 use crate::tool::Tool;
 use crate::tool::Way;
@@ -65,7 +72,7 @@ pub fn main<T: Tool>() -> ExitCode {
 pub fn command<T: Tool>() -> Command {
     let name = <T::Bpf as Bpf>::NAME;
     let command = T::augment_args(Command::new(name));
-    add_common(command, T::LETTERS)
+    add_common(command, T::LETTERS, T::TABLE)
         .version(env!("CARGO_PKG_VERSION"))
         .help_template("{about}\n\n{usage-heading} {usage}\n\n{all-args}")
         .max_term_width(100)
@@ -87,9 +94,8 @@ pub fn run<T: Tool>(args: Vec<OsString>) -> u8 {
 fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
     let name = <T::Bpf as Bpf>::NAME;
     let called = args.first().and_then(|arg| crate::multi::basename(arg)).unwrap_or_default();
-    if let Some(alias) =
-        T::ALIASES.iter().find(|alias| crate::multi::is_called(&called, alias.name))
-    {
+    let alias = T::ALIASES.iter().find(|alias| crate::multi::is_called(&called, alias.name));
+    if let Some(alias) = alias {
         args.splice(1..1, alias.args.iter().map(OsString::from));
     }
     if args.is_empty() {
@@ -100,13 +106,61 @@ fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
         Err(error) => return refuse(&error),
     };
     let mut tool = T::from_arg_matches(&matches).map_err(|e| error::usage(first_line(&e)))?;
-    let mut common = Common::from_matches(&matches, T::REFUSED)?;
+    let mut common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
+    if common.from.is_some() {
+        only_shows::<T>(&matches, alias)?;
+    }
     tool.check(&mut common)?;
     let records = tool.records();
     // Refuses unknown fields before anything is opened.
     let output = Output::new(&records, &common.choice)?;
-    let lost = climb(&tool, &common, &records, output)?;
+    let lost = match &common.from {
+        Some(file) => Replay::new(name, &records, output)?.run(file)?,
+        None => climb(&tool, &common, &records, output)?,
+    };
     Ok(if lost && common.strict { error::LOST } else { error::OK })
+}
+
+/// The JSON Schema of what the tool writes under these options.
+pub(crate) fn schema<T: Tool>(args: Vec<OsString>) -> Result<String> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let all = std::iter::once(name.into()).chain(args);
+    let matches = command::<T>()
+        .try_get_matches_from(all)
+        .map_err(|error| error::usage(first_line(&error)))?;
+    let tool = T::from_arg_matches(&matches).map_err(|e| error::usage(first_line(&e)))?;
+    let common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
+    let records = tool.records();
+    let output = Output::new(&records, &common.choice)?;
+    Ok(schema::of(name, &records, &output))
+}
+
+/// Refuses options that choose what is traced, for `--from`. Of the tool's own, those are fine that
+/// change which columns there are.
+fn only_shows<T: Tool>(matches: &ArgMatches, alias: Option<&Alias>) -> Result<()> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let parse = |args: Vec<OsString>| {
+        command::<T>().try_get_matches_from(std::iter::once(name.into()).chain(args)).ok()
+    };
+    let columns = |args: Vec<OsString>| {
+        let tool = T::from_arg_matches(&parse(args)?).ok()?;
+        Some(format!("{:?}", tool.records().kinds))
+    };
+    let given_by_name: Vec<String> = alias
+        .and_then(|alias| parse(alias.args.iter().map(OsString::from).collect()))
+        .map(|matches| {
+            let given = |id: &&clap::Id| {
+                matches.value_source(id.as_str()) == Some(ValueSource::CommandLine)
+            };
+            matches.ids().filter(given).map(|id| id.as_str().to_string()).collect()
+        })
+        .unwrap_or_default();
+    let all: Vec<Arg> = command::<T>().get_arguments().cloned().collect();
+    let own: Vec<Arg> = T::augment_args(Command::new(name)).get_arguments().cloned().collect();
+    let plain = columns(Vec::new());
+    saved::refuse_tracing(matches, &all, &own, &given_by_name, |option| {
+        !option.is_empty() && columns(option).is_some_and(|columns| Some(columns) != plain)
+    })
 }
 
 /// Help and version go to stdout; anything else is one sentence.
@@ -316,6 +370,11 @@ fn prepare(
             map.set_max_entries(u32::try_from(buffer)?)?;
         }
     }
+    if let Some(rate) = common.max_rate
+        && !globals::set_constant(open, "rate_limit", &rate.to_ne_bytes())?
+    {
+        return Err(error::usage("--max-rate makes no sense here: it shows no single events"));
+    }
     globals::set_constant(open, "ring_watermark", &(buffer / 8).to_ne_bytes())?;
     filter::configure(open, common)
 }
@@ -369,11 +428,8 @@ fn attach(
             Err(reason) => return Ok(Err(reason)),
         }
     }
-    let cgroups = if watch {
-        CgroupNames::watch(object, &common.container)?
-    } else {
-        CgroupNames::default()
-    };
+    let cgroups =
+        if watch { CgroupNames::watch(object, &common.container)? } else { CgroupNames::default() };
     for name in &way.programs {
         match one(name) {
             Ok(hooked) => attached.push(hooked),
@@ -404,19 +460,23 @@ fn attach(
 
 /// Attaches a program; a return probe with room for many calls at once where that is possible.
 fn hook_in(program: &ProgramMut<'_>, tool: &str) -> Result<(Link, Option<ReturnProbe>), String> {
-    if let Some(function) = kretprobe::function(program.section()) {
-        match ReturnProbe::attach(program, function) {
+    let narrow = match kretprobe::function(program.section()) {
+        None => None,
+        Some(function) => match ReturnProbe::attach(program, function) {
             Ok((link, probe)) => return Ok((link, Some(probe))),
-            Err(error) => complain(
-                tool,
-                &format!(
-                    "tracefs: {error:#}: when many calls of {function} are under way at once, \
-                     some are missed"
-                ),
-            ),
-        }
-    }
+            Err(error) => Some((function, error)),
+        },
+    };
     let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
+    if let Some((function, error)) = narrow {
+        complain(
+            tool,
+            &format!(
+                "tracefs: {error:#}: when many calls of {function} are under way at once, some \
+                 are missed"
+            ),
+        );
+    }
     Ok((link, None))
 }
 

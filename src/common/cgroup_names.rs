@@ -77,11 +77,14 @@ struct Known {
     asked: Instant,
 }
 
+/// What happened to which cgroup, and its path.
+type Told = (CgroupWhat, u64, Vec<u8>);
+
 /// What the kernel side tells.
 struct News {
     ring: RingBuffer<'static>,
     map: MapHandle,
-    came: Rc<RefCell<Vec<(CgroupWhat, u64, Vec<u8>)>>>,
+    came: Rc<RefCell<Vec<Told>>>,
 }
 
 /// The filter on containers.
@@ -180,7 +183,7 @@ impl CgroupNames {
                 // Now, because its files may be gone when its first event is shown.
                 let entry = self.identify(Some(path));
                 self.remember(id, entry);
-            } else if !self.young.get(&id).is_some_and(|entry| entry.path.is_some()) {
+            } else if self.young.get(&id).is_none_or(|entry| entry.path.is_none()) {
                 let entry = self.identify(Some(path));
                 self.remember(id, entry);
             }
@@ -292,9 +295,7 @@ impl CgroupNames {
                 let entry = self.identify(entry.path.clone());
                 return self.remember(id, entry);
             }
-            if !self.young.contains_key(&id) {
-                self.young.insert(id, Rc::clone(&entry));
-            }
+            self.young.entry(id).or_insert_with(|| Rc::clone(&entry));
             return entry;
         }
         let path = self.ask(id);
@@ -343,7 +344,7 @@ impl CgroupNames {
         for (other, path) in self.all_cgroups() {
             if other == id {
                 found = Some(path);
-            } else if !self.young.get(&other).is_some_and(|entry| entry.path.is_some()) {
+            } else if self.young.get(&other).is_none_or(|entry| entry.path.is_none()) {
                 let entry = Entry { path: Some(path), ..Entry::default() };
                 self.remember(other, entry);
             }

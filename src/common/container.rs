@@ -403,7 +403,7 @@ mod tests {
             Some("4f2a6c1e-8b3d"),
             Some("system.slice"),
         );
-        is(&format!("{slices}"), None, "", Some(uid), Some(slices.rsplit('/').next().expect("a")));
+        is(slices, None, "", Some(uid), Some(slices.rsplit('/').next().expect("a")));
     }
 
     /// A cluster in a container: the machine knows the container, and both can be asked for.

@@ -45,6 +45,7 @@ use crate::output::Output;
 use crate::output::complain;
 use crate::privileges;
 use crate::probe;
+use crate::probe::Hook;
 use crate::probe::Kernel;
 use crate::record::Records;
 use crate::saved;
@@ -232,7 +233,7 @@ fn climb<T: Tool>(tool: &T, common: &Common, records: &Records, output: Output) 
     };
     let mut output = Some(output);
     let mut refusals: Vec<String> = Vec::new();
-    kernel.look_for(&programs);
+    kernel.look_for(&programs)?;
     let mut ways: Vec<Way> = Vec::new();
     for way in probe::order(tool.ways(), &programs, &kernel) {
         match probe::settle(&way, &programs, &kernel) {
@@ -426,7 +427,13 @@ fn hook_in(program: &ProgramMut<'_>, tool: &str) -> Result<(Link, Option<ReturnP
             Err(error) => Some((function, error)),
         },
     };
-    let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
+    let section = program.section().to_string_lossy();
+    let link = match probe::hook(&section) {
+        // Their sections have handlers of our own, which do not attach.
+        Hook::Function(_) | Hook::TypedTracepoint(_) => program.attach_trace(),
+        Hook::Other => program.attach(),
+    };
+    let link = link.map_err(|error| explain(&format!("{error:#}")))?;
     if let Some((function, error)) = narrow {
         complain(
             tool,

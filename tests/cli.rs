@@ -3,6 +3,9 @@
 //! What can be asked of every tool without privileges: its command line, its objects, and that the
 //! generated documentation is up to date.
 
+#[path = "support/schema.rs"]
+mod schema;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
@@ -485,6 +488,33 @@ fn schemas_have_every_field() {
             let ty = &record["properties"]["type"]["const"];
             let fields = record["properties"].as_object().expect("fields");
             assert!((ty != "event" && ty != "row") || !fields.contains_key("boot_ns"), "{tool}");
+        }
+    }
+}
+
+/// The live tests hold each line against the schema: what is right passes, and what is not does
+/// not.
+#[test]
+fn lines_are_held_against_the_schema() {
+    for tool in tools() {
+        let schema: Value = serde_json::from_str(&stdout(&["schema", &tool])).expect("JSON");
+        for line in sample(&tool) {
+            assert_eq!(schema::check(&schema, &line), Ok(()), "{tool}");
+            let refused = |change: &dyn Fn(&mut Value)| {
+                let mut bad = line.clone();
+                change(&mut bad);
+                assert!(schema::check(&schema, &bad).is_err(), "{tool}: {bad}");
+            };
+            refused(&|line| line["unknown"] = Value::Null);
+            refused(&|line| line["boot_ns"] = 5.into());
+            refused(&|line| line["ts"] = "yesterday".into());
+            refused(&|line| line["type"] = "other".into());
+            for name in line.as_object().expect("an object").keys() {
+                refused(&|line| {
+                    line.as_object_mut().expect("an object").remove(name);
+                });
+                refused(&|line| line[name] = json!({}));
+            }
         }
     }
 }

@@ -255,13 +255,15 @@ fn nothing_else_names_a_tool() {
             }
         }
     }
+    let tools = tools();
     for path in shared {
         let text = fs::read_to_string(&path).expect("text");
         for (number, line) in text.lines().enumerate() {
             let comment = line.trim_start().starts_with(['/', '*']);
-            for tool in tools() {
-                let named =
-                    line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == tool);
+            for tool in &tools {
+                let named = line
+                    .split(|c: char| !c.is_alphanumeric() && c != '_')
+                    .any(|w| w == tool.as_str());
                 assert!(comment || !named, "{}:{}: {line}", path.display(), number + 1);
             }
         }

@@ -120,14 +120,6 @@ pub fn fields(tool: &Entry) -> Result<String> {
     Ok(out)
 }
 
-/// The manual of a tool beside its options, as plain text.
-pub fn manual(tool: &Entry) -> String {
-    format!(
-        "DESCRIPTION\n{}\n\nEXAMPLES\n{}\n\nOVERHEAD\n{}\n\nLIMITS\n{}\n",
-        tool.doc.description, tool.doc.examples, tool.doc.overhead, tool.doc.limits
-    )
-}
-
 const OUTPUT_HEAD: &str = "\
 <!-- SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause -->
 # Output

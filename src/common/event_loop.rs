@@ -24,6 +24,7 @@ use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::EventFd;
 
 use crate::sys;
+use crate::terminal;
 use crate::terminal::Screen;
 
 const SIGNAL: u64 = 0;
@@ -114,7 +115,10 @@ impl Waiter {
         let event = |what| EpollEvent::new(EpollFlags::EPOLLIN, what);
         self.epoll.add(screen.wake(), event(SCREEN)).context("epoll_ctl on screen")?;
         if screen.has_keys() {
-            self.epoll.add(io::stdin().as_fd(), event(KEYS)).context("epoll_ctl on stdin")?;
+            // Edge-triggered: what a shell in the foreground is to read must not wake forever.
+            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+            let keys = EpollEvent::new(flags, KEYS);
+            self.epoll.add(io::stdin().as_fd(), keys).context("epoll_ctl on stdin")?;
         }
         Ok(())
     }
@@ -122,6 +126,9 @@ impl Waiter {
     /// Takes the keys that were pressed; whether `q` was among them. No more are watched when the
     /// terminal is gone.
     fn takes_quit(&self) -> bool {
+        if !terminal::may_read_keys() {
+            return false;
+        }
         let mut keys = [0; 64];
         match nix::unistd::read(io::stdin().as_fd(), &mut keys) {
             Ok(0) | Err(Errno::EIO) => {

@@ -736,6 +736,10 @@ impl Output {
         let (Some(screen), Some(table)) = (&self.screen, self.table.take()) else { return };
         // Nothing to read is fine: then nothing had asked.
         let _ = screen.wake().read();
+        if !screen.is_shown() {
+            self.table = Some(table);
+            return;
+        }
         let extra = usize::from(self.notice.is_some());
         let rows = table.screen_rows(screen.height().saturating_sub(extra));
         let start = self.buffer.len();

@@ -13,11 +13,15 @@ use anyhow::Result;
 use clap::Command;
 
 use crate::docs;
+use crate::doctor;
 use crate::error;
 use crate::error::usage;
 use crate::output::complain;
+use crate::probe::Kernel;
 use crate::record::Records;
 use crate::runner;
+use crate::runner::Judgement;
+use crate::runner::Trial;
 use crate::tool::Alias;
 use crate::tool::Bpf;
 use crate::tool::Doc;
@@ -41,6 +45,10 @@ pub struct Entry {
     pub records: fn(&[&str]) -> Result<Records>,
     /// Its ways to hook under these options.
     pub ways: fn(&[&str]) -> Result<Vec<Way>>,
+    /// Hooks it in under these arguments (with its name) and takes it out again.
+    pub trial: fn(Vec<OsString>) -> Result<Trial>,
+    /// The ways that it could take on a kernel that does not run here.
+    pub judge: fn(Vec<OsString>, &mut Kernel) -> Result<Judgement>,
     /// Its `main`.
     pub run: fn(Vec<OsString>) -> u8,
 }
@@ -56,6 +64,8 @@ impl Entry {
             command: runner::command::<T>,
             records: |args| Ok(parse::<T>(args)?.records()),
             ways: |args| Ok(parse::<T>(args)?.ways()),
+            trial: runner::trial::<T>,
+            judge: runner::judge::<T>,
             run: runner::run::<T>,
         }
     }
@@ -86,7 +96,7 @@ pub(crate) fn is_called(called: &str, name: &str) -> bool {
 
 /// The tool that goes by `called`. Of several, the longest name: `tcpconnect` and `connect` could
 /// both be meant otherwise.
-fn find<'a>(tools: &'a [Entry], called: &str) -> Option<&'a Entry> {
+pub(crate) fn find<'a>(tools: &'a [Entry], called: &str) -> Option<&'a Entry> {
     let matches = |tool: &Entry| {
         std::iter::once(tool.name)
             .chain(tool.aliases.iter().map(|alias| alias.name))
@@ -110,6 +120,7 @@ Usage: bpfscope TOOL [OPTIONS]
 Commands:
   list          Every tool with what it does
   help [TOOL]   This text, or the tool's options
+  doctor        What tools need, what of it is here, and which of them run
   docs PART     Generated documentation: manual TOOL, fields TOOL, output, readme
 
 A link to this program that bears a tool's name, also behind a prefix (bpf-TOOL), is that tool.
@@ -144,6 +155,7 @@ fn dispatch(tools: &[Entry], args: &[OsString]) -> Result<u8> {
             Some(tool) => Ok((tool.run)(vec![tool.name.into(), "--help".into()])),
             None => Err(usage(format!("there is no tool '{name}'; bpfscope list names them"))),
         },
+        ("doctor", _) => doctor::main(tools, args),
         ("docs", Some("output")) => say(&docs::output(tools)?),
         ("docs", Some("readme")) => say(&docs::questions(tools)),
         ("docs", Some(part @ ("fields" | "manual"))) => {

@@ -37,6 +37,7 @@ use crate::probe::Kernel;
 #[cfg(feature = "kernel-packages")]
 use crate::runner::Judgement;
 use crate::runner::Refusal;
+#[cfg(feature = "kernel-packages")]
 use crate::runner::refusals_in_words;
 use crate::runner::refuse;
 use crate::sys;

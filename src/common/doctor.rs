@@ -179,7 +179,11 @@ fn subjects<'a>(tools: &'a [Entry], matches: &ArgMatches) -> Result<Vec<Subject<
     let named = |args: Vec<OsString>| {
         let name = args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default();
         match find(tools, &name) {
-            Some(tool) => Ok(Subject { tool, args }),
+            Some(tool) => {
+                // Before anything is written.
+                (tool.check)(args.clone())?;
+                Ok(Subject { tool, args })
+            }
             None => Err(usage(format!("there is no tool '{name}'; bpfscope list names them"))),
         }
     };

@@ -43,8 +43,12 @@ pub struct Entry {
     pub command: fn() -> Command,
     /// Its records under these options (without the tool's name).
     pub records: fn(&[&str]) -> Result<Records>,
+    /// The JSON Schema of what it writes under these options.
+    pub schema: fn(Vec<OsString>) -> Result<String>,
     /// Its ways to hook under these options.
     pub ways: fn(&[&str]) -> Result<Vec<Way>>,
+    /// Looks whether it could be tried with these arguments (with its name).
+    pub check: fn(Vec<OsString>) -> Result<()>,
     /// Hooks it in under these arguments (with its name) and takes it out again.
     pub trial: fn(Vec<OsString>) -> Result<Trial>,
     /// The ways that it could take on a kernel that does not run here.
@@ -63,7 +67,9 @@ impl Entry {
             question: T::QUESTION,
             command: runner::command::<T>,
             records: |args| Ok(parse::<T>(args)?.records()),
+            schema: runner::schema::<T>,
             ways: |args| Ok(parse::<T>(args)?.ways()),
+            check: runner::check::<T>,
             trial: runner::trial::<T>,
             judge: runner::judge::<T>,
             run: runner::run::<T>,
@@ -121,6 +127,7 @@ Commands:
   list          Every tool with what it does
   help [TOOL]   This text, or the tool's options
   doctor        What tools need, what of it is here, and which of them run
+  schema TOOL   JSON Schema of the tool's JSON lines; under its options, if any follow
   docs PART     Generated documentation: manual TOOL, fields TOOL, output, readme
 
 A link to this program that bears a tool's name, also behind a prefix (bpf-TOOL), is that tool.
@@ -153,9 +160,14 @@ fn dispatch(tools: &[Entry], args: &[OsString]) -> Result<u8> {
         ("list", Some(extra)) => Err(usage(format!("list takes no '{extra}'"))),
         ("help", Some(name)) => match find(tools, name) {
             Some(tool) => Ok((tool.run)(vec![tool.name.into(), "--help".into()])),
-            None => Err(usage(format!("there is no tool '{name}'; bpfscope list names them"))),
+            None => Err(no_tool(name)),
         },
         ("doctor", _) => doctor::main(tools, args),
+        ("schema", Some(name)) => match find(tools, name) {
+            Some(tool) => say(&(tool.schema)(args[2..].to_vec())?),
+            None => Err(no_tool(name)),
+        },
+        ("schema", None) => Err(usage("schema takes the name of a tool")),
         ("docs", Some("output")) => say(&docs::output(tools)?),
         ("docs", Some("readme")) => say(&docs::questions(tools)),
         ("docs", Some(part @ ("fields" | "manual"))) => {
@@ -169,9 +181,13 @@ fn dispatch(tools: &[Entry], args: &[OsString]) -> Result<u8> {
         ("docs", _) => Err(usage("docs takes: output, readme, manual TOOL, fields TOOL")),
         (name, _) => match find(tools, name) {
             Some(tool) => Ok((tool.run)(args.to_vec())),
-            None => Err(usage(format!("there is no tool '{name}'; bpfscope list names them"))),
+            None => Err(no_tool(name)),
         },
     }
+}
+
+fn no_tool(name: &str) -> anyhow::Error {
+    usage(format!("there is no tool '{name}'; bpfscope list names them"))
 }
 
 fn say(text: &str) -> Result<u8> {

@@ -14,9 +14,11 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use anyhow::Result;
+use clap::Arg;
 use clap::ArgMatches;
 use clap::Command;
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use libbpf_rs::Link;
 use libbpf_rs::MapHandle;
 use libbpf_rs::Object;
@@ -45,11 +47,15 @@ use crate::privileges;
 use crate::probe;
 use crate::probe::Kernel;
 use crate::record::Records;
+use crate::saved;
+use crate::saved::Replay;
+use crate::schema;
 use crate::session::Attached;
 use crate::session::Session;
 use crate::session::Start;
 use crate::sys;
 use crate::sys::Held;
+use crate::tool::Alias;
 use crate::tool::Bpf;
 use crate::tool::Tool;
 use crate::tool::Way;
@@ -63,7 +69,7 @@ pub fn main<T: Tool>() -> ExitCode {
 pub fn command<T: Tool>() -> Command {
     let name = <T::Bpf as Bpf>::NAME;
     let command = T::augment_args(Command::new(name));
-    add_common(command, T::LETTERS)
+    add_common(command, T::LETTERS, T::TABLE)
         .version(env!("CARGO_PKG_VERSION"))
         .help_template("{about}\n\n{usage-heading} {usage}\n\n{all-args}")
         .max_term_width(100)
@@ -82,39 +88,47 @@ pub fn run<T: Tool>(args: Vec<OsString>) -> u8 {
     }
 }
 
-fn parse_and_run<T: Tool>(args: Vec<OsString>) -> Result<u8> {
-    let matches = match command::<T>().try_get_matches_from(arguments::<T>(args)) {
+fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let alias = complete::<T>(&mut args);
+    let matches = match command::<T>().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) => return refuse(&error),
     };
-    let (tool, common) = read::<T>(&matches)?;
+    let (tool, common) = read::<T>(&matches, alias)?;
     let records = tool.records();
     // Refuses unknown fields before anything is opened.
     let output = Output::new(&records, &common.choice)?;
-    match climb(&tool, &common, Some((&records, output)), &mut Vec::new())? {
-        Climbed::Ran(true) if common.strict => Ok(error::LOST),
-        _ => Ok(error::OK),
-    }
+    let lost = match &common.from {
+        Some(file) => Replay::new(name, &records, output)?.run(file)?,
+        None => {
+            let sink = Some((&records, output));
+            matches!(climb(&tool, &common, sink, &mut Vec::new())?, Climbed::Ran(true))
+        }
+    };
+    Ok(if lost && common.strict { error::LOST } else { error::OK })
 }
 
-/// What clap is to see: with the words that an alias stands for.
-fn arguments<T: Tool>(mut args: Vec<OsString>) -> Vec<OsString> {
+/// Adds the words that an alias stands for, and the tool's name where there is none.
+fn complete<T: Tool>(args: &mut Vec<OsString>) -> Option<&'static Alias> {
     let name = <T::Bpf as Bpf>::NAME;
     let called = args.first().and_then(|arg| crate::multi::basename(arg)).unwrap_or_default();
-    if let Some(alias) =
-        T::ALIASES.iter().find(|alias| crate::multi::is_called(&called, alias.name))
-    {
+    let alias = T::ALIASES.iter().find(|alias| crate::multi::is_called(&called, alias.name));
+    if let Some(alias) = alias {
         args.splice(1..1, alias.args.iter().map(OsString::from));
     }
     if args.is_empty() {
         args.push(name.into());
     }
-    args
+    alias
 }
 
-fn read<T: Tool>(matches: &ArgMatches) -> Result<(T, Common)> {
+fn read<T: Tool>(matches: &ArgMatches, alias: Option<&Alias>) -> Result<(T, Common)> {
     let mut tool = T::from_arg_matches(matches).map_err(|e| error::usage(first_line(&e)))?;
-    let mut common = Common::from_matches(matches, T::REFUSED)?;
+    let mut common = Common::from_matches(matches, T::REFUSED, T::TABLE)?;
+    if common.from.is_some() {
+        only_shows::<T>(matches, alias)?;
+    }
     tool.check(&mut common)?;
     Ok((tool, common))
 }
@@ -151,6 +165,14 @@ pub fn trial<T: Tool>(args: Vec<OsString>) -> Result<Trial> {
     Ok(Trial { taken, refused })
 }
 
+/// Whether a tool could be tried with these arguments.
+///
+/// # Errors
+/// Those of the command line.
+pub fn check<T: Tool>(args: Vec<OsString>) -> Result<()> {
+    read_quietly::<T>(args).map(drop)
+}
+
 /// The ways that a tool could take on a kernel that does not run here, best first, with what their
 /// programs attach to; and those that it could not.
 ///
@@ -175,13 +197,14 @@ pub struct Judgement {
     pub programs: Vec<probe::Program>,
 }
 
-fn read_quietly<T: Tool>(args: Vec<OsString>) -> Result<(T, Common)> {
+fn read_quietly<T: Tool>(mut args: Vec<OsString>) -> Result<(T, Common)> {
+    let alias = complete::<T>(&mut args);
     let matches = command::<T>()
-        .try_get_matches_from(arguments::<T>(args))
+        .try_get_matches_from(args)
         .map_err(|error| error::usage(first_line(&error)))?;
-    let (tool, common) = read::<T>(&matches)?;
-    if !common.command.is_empty() {
-        return Err(error::usage("a tool that is only tried runs no command"));
+    let (tool, common) = read::<T>(&matches, alias)?;
+    if !common.command.is_empty() || common.from.is_some() {
+        return Err(error::usage("a tool that is only tried runs no command and reads no file"));
     }
     Ok((tool, common))
 }
@@ -202,6 +225,48 @@ fn possible<T: Tool>(
         }
     }
     (ways, refused)
+}
+
+/// The JSON Schema of what the tool writes under these options.
+pub(crate) fn schema<T: Tool>(args: Vec<OsString>) -> Result<String> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let all = std::iter::once(name.into()).chain(args);
+    let matches = command::<T>()
+        .try_get_matches_from(all)
+        .map_err(|error| error::usage(first_line(&error)))?;
+    let tool = T::from_arg_matches(&matches).map_err(|e| error::usage(first_line(&e)))?;
+    let common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
+    let records = tool.records();
+    let output = Output::new(&records, &common.choice)?;
+    Ok(schema::of(name, &records, &output))
+}
+
+/// Refuses options that choose what is traced, for `--from`. Of the tool's own, those are fine that
+/// change which columns there are.
+fn only_shows<T: Tool>(matches: &ArgMatches, alias: Option<&Alias>) -> Result<()> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let parse = |args: Vec<OsString>| {
+        command::<T>().try_get_matches_from(std::iter::once(name.into()).chain(args)).ok()
+    };
+    let columns = |args: Vec<OsString>| {
+        let tool = T::from_arg_matches(&parse(args)?).ok()?;
+        Some(format!("{:?}", tool.records().kinds))
+    };
+    let given_by_name: Vec<String> = alias
+        .and_then(|alias| parse(alias.args.iter().map(OsString::from).collect()))
+        .map(|matches| {
+            let given = |id: &&clap::Id| {
+                matches.value_source(id.as_str()) == Some(ValueSource::CommandLine)
+            };
+            matches.ids().filter(given).map(|id| id.as_str().to_string()).collect()
+        })
+        .unwrap_or_default();
+    let all: Vec<Arg> = command::<T>().get_arguments().cloned().collect();
+    let own: Vec<Arg> = T::augment_args(Command::new(name)).get_arguments().cloned().collect();
+    let plain = columns(Vec::new());
+    saved::refuse_tracing(matches, &all, &own, &given_by_name, |option| {
+        !option.is_empty() && columns(option).is_some_and(|columns| Some(columns) != plain)
+    })
 }
 
 /// Help and version go to stdout; anything else is one sentence.
@@ -417,6 +482,11 @@ fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapH
         if name == "events" {
             map.set_max_entries(u32::try_from(buffer)?)?;
         }
+    }
+    if let Some(rate) = common.max_rate
+        && !globals::set_constant(open, "rate_limit", &rate.to_ne_bytes())?
+    {
+        return Err(error::usage("--max-rate makes no sense here: it shows no single events"));
     }
     globals::set_constant(open, "ring_watermark", &(buffer / 8).to_ne_bytes())?;
     filter::configure(open, common)

@@ -319,11 +319,11 @@ fn best(judged: &Judgement, package: &Package, kernel: &Kernel) -> (Option<Way>,
             let program = judged.programs.iter().find(|program| program.name == **name)?;
             package.lacks(kernel, &program.section)
         };
-        if let Some(reason) = way.programs.iter().find_map(|name| lacks(name)) {
+        if let Some(reason) = way.programs.iter().find_map(lacks) {
             refused.push(Refusal { way: way.name, reason });
             continue;
         }
-        let optional = way.optional.iter().copied().filter(|name| lacks(&name).is_none()).collect();
+        let optional = way.optional.iter().copied().filter(|name| lacks(name).is_none()).collect();
         return (Some(Way { optional, ..way.clone() }), refused);
     }
     (None, refused)

@@ -92,8 +92,9 @@ pub fn sampling() -> io::Result<()> {
 /// # Errors
 /// Those of the kernel; `NotFound` where its BTF has none of the functions.
 pub fn fentry(btf: &KernelBtf) -> io::Result<()> {
-    let id =
-        FUNCTIONS.iter().find_map(|name| btf.function_id(name)).ok_or(io::ErrorKind::NotFound)?;
+    let ids = btf.find(&FUNCTIONS, &[]).functions;
+    let id = FUNCTIONS.iter().find_map(|name| ids.get(name).copied());
+    let id = id.ok_or(io::ErrorKind::NotFound)?;
     let mut options = libbpf_sys::bpf_prog_load_opts {
         sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as _,
         expected_attach_type: libbpf_sys::BPF_TRACE_FENTRY,

@@ -4,6 +4,7 @@
 
 pub mod block;
 pub mod btf;
+pub mod btf_attach;
 pub mod btf_subset;
 pub mod cgroup;
 pub mod cli;

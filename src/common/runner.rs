@@ -45,6 +45,7 @@ use crate::output::Output;
 use crate::output::complain;
 use crate::privileges;
 use crate::probe;
+use crate::probe::Hook;
 use crate::probe::Kernel;
 use crate::record::Records;
 use crate::saved;
@@ -183,7 +184,7 @@ pub fn judge<T: Tool>(args: Vec<OsString>, kernel: &mut Kernel) -> Result<Judgem
     let mut storage = MaybeUninit::uninit();
     let open = builder::<T>(None)?.open(&mut storage).context("opening the object")?;
     let programs = probe::programs(open.open_object());
-    let (ways, refused) = possible(&tool, &programs, kernel);
+    let (ways, refused) = possible(&tool, &programs, kernel)?;
     Ok(Judgement { ways, refused, programs })
 }
 
@@ -214,8 +215,8 @@ fn possible<T: Tool>(
     tool: &T,
     programs: &[probe::Program],
     kernel: &mut Kernel,
-) -> (Vec<Way>, Vec<Refusal>) {
-    kernel.look_for(programs);
+) -> Result<(Vec<Way>, Vec<Refusal>)> {
+    kernel.look_for(programs)?;
     let mut ways = Vec::new();
     let mut refused = Vec::new();
     for way in probe::order(tool.ways(), programs, kernel) {
@@ -224,7 +225,7 @@ fn possible<T: Tool>(
             Err(reason) => refused.push(Refusal { way: way.name, reason }),
         }
     }
-    (ways, refused)
+    Ok((ways, refused))
 }
 
 /// The JSON Schema of what the tool writes under these options.
@@ -359,7 +360,7 @@ fn climb<T: Tool>(
         let types = globals::object_btf(open.open_object())
             .and_then(|object| kernel.subset(own.as_ref(), &object));
         let programs = probe::programs(open.open_object());
-        let (ways, impossible) = possible(tool, &programs, &mut kernel);
+        let (ways, impossible) = possible(tool, &programs, &mut kernel)?;
         impossible.iter().for_each(say);
         refused.extend(impossible);
         (ways, types)
@@ -573,7 +574,13 @@ fn hook_in(
             }
         }
     }
-    let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
+    let section = program.section().to_string_lossy();
+    let link = match probe::hook(&section) {
+        // Their sections have handlers of our own, which do not attach.
+        Hook::Function(_) | Hook::TypedTracepoint(_) => program.attach_trace(),
+        Hook::Other => program.attach(),
+    };
+    let link = link.map_err(|error| explain(&format!("{error:#}")))?;
     remarks.extend(remark);
     Ok((link, None))
 }

@@ -623,6 +623,247 @@ fn completions() {
     assert_eq!(complete(&["bpf-opensnoop", "--du"]), [""; 0], "only where it is registered");
 }
 
+/// A kernel's package, made up: what its BTF names, and its configuration.
+fn kernel_package(name: &str, functions: &[&str], tracepoints: &[&str], config: &str) -> PathBuf {
+    let root = tempdir(name);
+    fs::create_dir_all(root.join("boot")).expect("directory");
+    fs::write(root.join("boot/config-9.9-test"), config).expect("write");
+    fs::write(root.join("boot/vmlinuz-9.9-test"), elf_with_btf(&btf(functions, tracepoints)))
+        .expect("write");
+    root
+}
+
+/// BTF of these functions and tracepoints (include/uapi/linux/btf.h).
+fn btf(functions: &[&str], tracepoints: &[&str]) -> Vec<u8> {
+    const TYPEDEF: u32 = 8;
+    const FUNC: u32 = 12;
+    let mut strings = vec![0u8];
+    let mut types: Vec<u8> = Vec::new();
+    let names = functions
+        .iter()
+        .map(|name| (FUNC, (*name).to_string()))
+        .chain(tracepoints.iter().map(|name| (TYPEDEF, format!("btf_trace_{name}"))));
+    for (kind, name) in names {
+        let at = u32::try_from(strings.len()).expect("small");
+        for word in [at, kind << 24, 0] {
+            types.extend(word.to_le_bytes());
+        }
+        strings.extend(name.bytes());
+        strings.push(0);
+    }
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("small");
+    let mut out = vec![0x9f, 0xeb, 1, 0];
+    for word in [24, 0, length(&types), length(&types), length(&strings)] {
+        out.extend(word.to_le_bytes());
+    }
+    [out, types, strings].concat()
+}
+
+/// An ELF file with nothing but a section .BTF.
+fn elf_with_btf(btf: &[u8]) -> Vec<u8> {
+    let names = b"\0.BTF\0.shstrtab\0";
+    let mut out = b"\x7fELF\x02\x01\x01".to_vec();
+    out.resize(64, 0);
+    let (btf_at, names_at) = (64, 64 + btf.len());
+    let headers_at = (names_at + names.len()).next_multiple_of(8);
+    // Type EXEC, machine x86-64, version; section headers; their size, number and names.
+    out[16..20].copy_from_slice(&[2, 0, 62, 0]);
+    out[20] = 1;
+    out[40..48].copy_from_slice(&(headers_at as u64).to_le_bytes());
+    out[52..54].copy_from_slice(&64u16.to_le_bytes());
+    out[58..64].copy_from_slice(&[64, 0, 3, 0, 2, 0]);
+    out.extend_from_slice(btf);
+    out.extend_from_slice(names);
+    out.resize(headers_at, 0);
+    out.resize(headers_at + 64, 0);
+    for (name, kind, at, size) in [(1u32, 1u32, btf_at, btf.len()), (6, 3, names_at, names.len())] {
+        out.extend(name.to_le_bytes());
+        out.extend(kind.to_le_bytes());
+        for word in [0u64, 0, at as u64, size as u64, 0, 1, 0] {
+            out.extend(word.to_le_bytes());
+        }
+    }
+    out
+}
+
+/// The doctor's records, each of them JSON, and its status.
+fn doctor(args: &[&str]) -> (Vec<serde_json::Value>, Option<i32>) {
+    let output = bpfscope(&[&["doctor", "-j"], args].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.is_empty(), "{args:?}: {stderr}");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let records = text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    (records, output.status.code())
+}
+
+fn tool_records(records: &[serde_json::Value]) -> Vec<&serde_json::Value> {
+    records.iter().filter(|record| record["type"] == "tool").collect()
+}
+
+/// Functions and tracepoints that the programs of all tools attach to.
+fn targets() -> (Vec<String>, Vec<String>) {
+    let (mut functions, mut tracepoints) = (Vec::new(), Vec::new());
+    for path in objects().values() {
+        let open = ObjectBuilder::default().open_file(path).expect("open");
+        for program in open.progs() {
+            let section = program.section().to_string_lossy().into_owned();
+            match section.trim_start_matches('?').split_once('/') {
+                Some(("fentry" | "fexit" | "kprobe" | "kretprobe", name)) => {
+                    functions.push(name.to_string());
+                }
+                Some((_, name)) => {
+                    tracepoints.push(name.rsplit('/').next().unwrap_or(name).to_string());
+                }
+                None => {}
+            }
+        }
+    }
+    for names in [&mut functions, &mut tracepoints] {
+        names.sort();
+        names.dedup();
+    }
+    (functions, tracepoints)
+}
+
+const CONFIG: &str = "CONFIG_BPF_SYSCALL=y\nCONFIG_BPF_EVENTS=y\nCONFIG_BPF_JIT=y\n\
+                      CONFIG_FTRACE_SYSCALLS=y\n";
+const TRAMPOLINES: &str = "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y\n";
+const KPROBES: &str = "CONFIG_KPROBE_EVENTS=y\n";
+
+/// Without privileges, every tool is said not to run, and why.
+#[test]
+fn doctor_runs_without_privileges() {
+    let bare = |args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        if nix::unistd::geteuid().is_root() {
+            command.args(["--bounding-set=-all", "--inh-caps=-all"]);
+        } else {
+            command = Command::new("env");
+        }
+        command.arg(env!("CARGO_BIN_EXE_bpfscope")).arg("doctor").args(args);
+        command.output().expect("run")
+    };
+    for args in [&["-j"][..], &["-j", "--report"], &["-j", "--", "opensnoop", "-x"]] {
+        let output = bare(args);
+        assert_eq!(output.status.code(), Some(3), "{args:?}");
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        let records: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+        assert_eq!((&records[0]["type"], &records[0]["schema"]), (&"doctor".into(), &1.into()));
+        let named = |record: &serde_json::Value| record["reason"].to_string().contains("CAP_BPF");
+        assert!(tool_records(&records).into_iter().all(named), "{text}");
+        assert_eq!(text.contains("\"fact\""), args.contains(&"--report"));
+        // Every field is documented.
+        let manual = fs::read_to_string(root().join("docs/doctor.md")).expect("docs/doctor.md");
+        for record in &records {
+            let kind = record["type"].as_str().expect("a type");
+            let (_, section) = manual.split_once(&format!("\n`{kind}`, ")).expect(kind);
+            let section = section.split("\n`").next().expect("text");
+            for field in record.as_object().expect("an object").keys() {
+                assert!(
+                    field == "type" || section.contains(&format!("| `{field}` |")),
+                    "docs/doctor.md does not know {field} of {kind}"
+                );
+            }
+            let check = format!("| `{}` |", record["name"].as_str().unwrap_or_default());
+            assert!(kind != "check" || manual.contains(&check), "{check}");
+        }
+    }
+    let text = String::from_utf8(bare(&[]).stdout).expect("UTF-8");
+    for tool in tools() {
+        let line = text.lines().find(|line| line.split(' ').next() == Some(&tool)).expect("a line");
+        assert!(line.contains("does not run: ") && line.contains("CAP_PERFMON"), "{line}");
+    }
+}
+
+#[test]
+fn doctor_refuses_what_makes_no_sense() {
+    usage_error(&["doctor", "no-such-tool"], "no-such-tool");
+    usage_error(&["doctor", "--no-such-option"], "--no-such-option");
+    usage_error(&["doctor", "--", "opensnoop", "--no-such-option"], "--no-such-option");
+    usage_error(&["doctor", "--", "opensnoop", "--", "true"], "command");
+    assert!(stdout(&["doctor", "--help"]).contains("Usage: bpfscope doctor"));
+}
+
+/// What a package has and lacks decides which way is judged to be taken.
+#[test]
+fn doctor_judges_a_kernel_by_its_package() {
+    let (functions, tracepoints) = targets();
+    let judge = |name: &str, functions: &[String], tracepoints: &[String], config: &str| {
+        let functions: Vec<&str> = functions.iter().map(String::as_str).collect();
+        let tracepoints: Vec<&str> = tracepoints.iter().map(String::as_str).collect();
+        let package = kernel_package(name, &functions, &tracepoints, config);
+        let result = doctor(&["--kernel", package.to_str().expect("UTF-8")]);
+        fs::remove_dir_all(package).expect("clean up");
+        result
+    };
+    let config = [CONFIG, TRAMPOLINES, KPROBES].concat();
+
+    let (records, status) = judge("whole", &functions, &tracepoints, &config);
+    assert_eq!((status, &records[0]["kernel"]), (Some(0), &"9.9-test".into()));
+    for record in tool_records(&records) {
+        assert_eq!(record["verdict"], "probably", "{record}");
+        assert_eq!(record["refused"], serde_json::json!([]), "{record}");
+    }
+
+    let (records, status) = judge("empty", &[], &[], &config);
+    assert_eq!(status, Some(3));
+    for record in tool_records(&records) {
+        assert_eq!((&record["verdict"], &record["way"]), (&"no".into(), &().into()), "{record}");
+        assert!(record["reason"].as_str().expect("a reason").contains("has no"), "{record}");
+    }
+
+    // The same functions, and a kernel that cannot attach to them in the one way or the other.
+    let way = |records: &[serde_json::Value], tool: &str| {
+        let record = tool_records(records).into_iter().find(|record| record["tool"] == tool);
+        record.expect("the tool").clone()
+    };
+    let kprobes = [CONFIG, KPROBES].concat();
+    let (records, _) = judge("kprobes", &functions, &tracepoints, &kprobes);
+    let opensnoop = way(&records, "opensnoop");
+    assert_eq!(opensnoop["way"], "kprobe");
+    assert!(opensnoop["refused"].to_string().contains("DIRECT_CALLS"), "{opensnoop}");
+    let (records, _) = judge("neither", &functions, &tracepoints, CONFIG);
+    assert_eq!(way(&records, "opensnoop")["way"], "rawtp");
+    let (records, status) = judge("nothing", &functions, &tracepoints, "CONFIG_BPF_SYSCALL=y\n");
+    assert_eq!(status, Some(3));
+    assert!(way(&records, "opensnoop")["reason"].to_string().contains("CONFIG_BPF_EVENTS"));
+}
+
+/// A kernel without types, or compressed in a way that is not read, is no crash and no guess.
+#[test]
+fn doctor_says_why_a_package_cannot_be_judged() {
+    usage_error(&["doctor", "--kernel", "/no/such/directory"], "/no/such/directory");
+    usage_error(&["doctor", "--kernel", "/proc", "--report"], "--report");
+    let two = kernel_package("two", &[], &[], "");
+    fs::copy(two.join("boot/vmlinuz-9.9-test"), two.join("boot/vmlinuz-9.8")).expect("copy");
+    usage_error(&["doctor", "--kernel", two.to_str().expect("UTF-8")], "9.8, 9.9-test");
+    fs::remove_dir_all(two).expect("clean up");
+    let package = kernel_package("odd", &[], &[], "");
+    let image = package.join("boot/vmlinuz-9.9-test");
+    let directory = package.to_str().expect("UTF-8");
+    let try_with = |bytes: &[u8]| {
+        fs::write(&image, bytes).expect("write");
+        let output = bpfscope(&["doctor", "--kernel", directory]);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.stdout.is_empty() && stderr.lines().count() == 1, "{stderr}");
+        (output.status.code(), stderr)
+    };
+    let mut untyped = elf_with_btf(&btf(&[], &[]));
+    let at = untyped.windows(5).rposition(|window| window == b".BTF\0").expect("the name");
+    untyped[at..at + 4].copy_from_slice(b".xyz");
+    let (status, stderr) = try_with(&untyped);
+    assert!(status == Some(3) && stderr.contains("CONFIG_DEBUG_INFO_BTF"), "{stderr}");
+    let (status, stderr) = try_with(b"\x02\x21\x4c\x18 and so on");
+    assert!(status == Some(1) && stderr.contains("lz4"), "{stderr}");
+    let (status, stderr) = try_with(b"\xfd7zXZ\0 and not much more");
+    assert!(status == Some(1) && stderr.contains("xz"), "{stderr}");
+    let (status, _) = try_with(b"");
+    assert_eq!(status, Some(1));
+    fs::remove_dir_all(package).expect("clean up");
+}
+
 fn tempdir(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("bpfscope-{}-{name}", std::process::id()));
     fs::create_dir_all(&path).expect("directory");

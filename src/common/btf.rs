@@ -6,6 +6,7 @@
 //! Layout: include/uapi/linux/btf.h.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -191,6 +192,35 @@ impl KernelBtf {
         found
     }
 
+    /// Whether the kernel has a per-CPU variable of this name; BTF describes no others.
+    pub fn has_variable(&self, name: &str) -> bool {
+        let Some(offset) = self.name_offset(name) else { return false };
+        self.named(&[offset]).any(|(_, entry)| entry.kind == kind::VAR)
+    }
+
+    /// Which of these names are functions or tracepoints of a module with this BTF. Its names
+    /// continue those of the kernel proper, which `self` is.
+    pub fn find_in_module(&self, module: &KernelBtf, names: &HashSet<&str>) -> Vec<String> {
+        let length = u32::try_from(self.strings.1 - self.strings.0).unwrap_or(u32::MAX);
+        let name = |entry: &Entry<'_>| {
+            let text = match entry.name.checked_sub(length) {
+                Some(offset) => module.string(offset),
+                None => self.string(entry.name),
+            };
+            let text = std::str::from_utf8(text).ok()?;
+            match entry.kind {
+                kind::FUNC => Some(text.to_string()),
+                kind::TYPEDEF => text.strip_prefix("btf_trace_").map(String::from),
+                _ => None,
+            }
+        };
+        module
+            .types()
+            .filter_map(|entry| name(&entry))
+            .filter(|name| names.contains(name.as_str()))
+            .collect()
+    }
+
     /// Whether a struct of this name exists, and if so whether it has this member, itself or in a
     /// struct or union without a name.
     pub fn struct_has(&self, name: &str, member: &str) -> Option<bool> {
@@ -275,6 +305,24 @@ mod tests {
         assert_eq!(btf.struct_has("s", "probe_me"), Some(false));
         assert_eq!(btf.struct_has("probe_me", "x"), Some(true), "through a nameless member");
         assert_eq!(btf.struct_has("t", "x"), None);
+    }
+
+    /// Func "of_module" and func "probe_me", whose names stand in its own strings and in those of
+    /// the kernel.
+    #[test]
+    fn names_of_a_module_continue_those_of_the_kernel() {
+        let kernel = KernelBtf::parse(tiny()).expect("BTF");
+        let length = u32::try_from(kernel.strings.1 - kernel.strings.0).expect("small");
+        let words = [length + 1, 12 << 24, 1, 3, 12 << 24, 1];
+        let mut out = 0xeb9fu16.to_ne_bytes().to_vec();
+        out.extend([1, 0]);
+        for word in [24u32, 0, 24, 24, 11].into_iter().chain(words) {
+            out.extend(word.to_ne_bytes());
+        }
+        out.extend(b"\0of_module\0");
+        let module = KernelBtf::parse(out).expect("BTF");
+        let wanted = HashSet::from(["of_module", "probe_me", "x", "other"]);
+        assert_eq!(kernel.find_in_module(&module, &wanted), ["of_module", "probe_me"]);
     }
 
     #[test]

@@ -14,12 +14,16 @@ use clap::Command;
 
 use crate::completions;
 use crate::docs;
+use crate::doctor;
 use crate::error;
 use crate::error::usage;
 use crate::man;
 use crate::output::complain;
+use crate::probe::Kernel;
 use crate::record::Records;
 use crate::runner;
+use crate::runner::Judgement;
+use crate::runner::Trial;
 use crate::tool::Alias;
 use crate::tool::Bpf;
 use crate::tool::Doc;
@@ -45,6 +49,12 @@ pub struct Entry {
     pub schema: fn(Vec<OsString>) -> Result<String>,
     /// Its ways to hook under these options.
     pub ways: fn(&[&str]) -> Result<Vec<Way>>,
+    /// Looks whether it could be tried with these arguments (with its name).
+    pub check: fn(Vec<OsString>) -> Result<()>,
+    /// Hooks it in under these arguments (with its name) and takes it out again.
+    pub trial: fn(Vec<OsString>) -> Result<Trial>,
+    /// The ways that it could take on a kernel that does not run here.
+    pub judge: fn(Vec<OsString>, &mut Kernel) -> Result<Judgement>,
     /// Its `main`.
     pub run: fn(Vec<OsString>) -> u8,
 }
@@ -61,6 +71,9 @@ impl Entry {
             records: |args| Ok(parse::<T>(args)?.records()),
             schema: runner::schema::<T>,
             ways: |args| Ok(parse::<T>(args)?.ways()),
+            check: runner::check::<T>,
+            trial: runner::trial::<T>,
+            judge: runner::judge::<T>,
             run: runner::run::<T>,
         }
     }
@@ -91,7 +104,7 @@ pub(crate) fn is_called(called: &str, name: &str) -> bool {
 
 /// The tool that goes by `called`. Of several, the longest name: `tcpconnect` and `connect` could
 /// both be meant otherwise.
-fn find<'a>(tools: &'a [Entry], called: &str) -> Option<&'a Entry> {
+pub(crate) fn find<'a>(tools: &'a [Entry], called: &str) -> Option<&'a Entry> {
     let matches = |tool: &Entry| {
         std::iter::once(tool.name)
             .chain(tool.aliases.iter().map(|alias| alias.name))
@@ -110,6 +123,7 @@ fn find<'a>(tools: &'a [Entry], called: &str) -> Option<&'a Entry> {
 pub(crate) const COMMANDS: &[(&str, &str)] = &[
     ("list", "Every tool with what it does"),
     ("help [TOOL]", "This text, or the tool's options"),
+    ("doctor", "What tools need, what of it is here, and which of them run"),
     ("man [TOOL]", "The manual page of the tool or of bpfscope, as roff"),
     ("schema TOOL", "JSON Schema of the tool's JSON lines, under its options if any follow"),
     ("completions SHELL", "Completions for bash, zsh or fish"),
@@ -163,6 +177,7 @@ fn dispatch(tools: &[Entry], args: &[OsString]) -> Result<u8> {
             Some(tool) => Ok((tool.run)(vec![tool.name.into(), "--help".into()])),
             None => Err(no_tool(name)),
         },
+        ("doctor", _) => doctor::main(tools, args),
         ("schema", Some(name)) => match find(tools, name) {
             Some(tool) => say(&(tool.schema)(args[2..].to_vec())?),
             None => Err(no_tool(name)),

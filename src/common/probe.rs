@@ -48,12 +48,42 @@ pub struct Kernel {
     btf: Option<KernelBtf>,
     /// The sections whose function or tracepoint exists.
     found: HashSet<String>,
+    /// Whether it is the one that runs here.
+    runs: bool,
+    /// Names that were found in its modules.
+    in_modules: HashSet<String>,
 }
 
 impl Kernel {
     /// Looks at the running kernel. Without BTF of its own, nothing that needs it can be used.
     pub fn look() -> Self {
-        Self { btf: KernelBtf::read(Path::new(btf::VMLINUX)).ok(), found: HashSet::new() }
+        let btf = KernelBtf::read(Path::new(btf::VMLINUX)).ok();
+        Self { btf, found: HashSet::new(), runs: true, in_modules: HashSet::new() }
+    }
+
+    /// A kernel that does not run here.
+    pub fn of(btf: KernelBtf) -> Self {
+        Self { btf: Some(btf), found: HashSet::new(), runs: false, in_modules: HashSet::new() }
+    }
+
+    /// Its types.
+    pub fn btf(&self) -> Option<&KernelBtf> {
+        self.btf.as_ref()
+    }
+
+    /// Whether it describes a function or tracepoint of this name, or is known to have it in a
+    /// module.
+    pub fn describes(&self, name: &str, is_tracepoint: bool) -> bool {
+        let find = |btf: &KernelBtf| match is_tracepoint {
+            true => btf.find(&[], &[name]).tracepoints.len(),
+            false => btf.find(&[name], &[]).functions.len(),
+        };
+        self.in_modules.contains(name) || self.btf.as_ref().is_some_and(|btf| find(btf) > 0)
+    }
+
+    /// Functions and tracepoints that its modules have.
+    pub fn learn(&mut self, names: impl IntoIterator<Item = String>) {
+        self.in_modules.extend(names);
     }
 
     /// Looks for what these programs attach to.
@@ -88,7 +118,8 @@ impl Kernel {
             })
             .collect();
         self.found = ids.keys().cloned().collect();
-        btf_attach::know(ids)
+        // Ids of another kernel are nothing to attach by.
+        if self.runs { btf_attach::know(ids) } else { Ok(()) }
     }
 
     /// Why a program with this section name cannot be attached; `None` when it may.
@@ -104,7 +135,9 @@ impl Kernel {
             _ if self.btf.is_none() => {
                 return Some(format!("the kernel has no BTF to find {} in", name(wanted)));
             }
-            Hook::Function(_) | Hook::TypedTracepoint(_) => self.found.contains(section),
+            Hook::Function(name) | Hook::TypedTracepoint(name) => {
+                self.found.contains(section) || self.in_modules.contains(name)
+            }
         };
         (!found).then(|| format!("the kernel has no {}", name(wanted)))
     }
@@ -133,6 +166,10 @@ impl Kernel {
         // domain itself is looked for.
         if btf.struct_has("rcu_tasks_percpu", "rtp_exit_list") == Some(true) {
             return false;
+        }
+        if !self.runs {
+            // What the domain has for each CPU is a variable, which BTF describes.
+            return btf.has_variable("tasks_rcu_exit_srcu_srcu_data");
         }
         fs::read("/proc/kallsyms")
             .is_ok_and(|text| text.windows(SRCU.len()).any(|window| window == SRCU))
@@ -205,7 +242,8 @@ mod tests {
 
     #[test]
     fn a_kernel_without_btf_leaves_what_needs_none() {
-        let kernel = Kernel { btf: None, found: HashSet::new() };
+        let kernel =
+            Kernel { btf: None, found: HashSet::new(), runs: true, in_modules: HashSet::new() };
         let program =
             |name: &str, section: &str| Program { name: name.into(), section: section.into() };
         let programs = [program("a__fexit", "fexit/x"), program("a__raw", "raw_tp/y")];

@@ -116,6 +116,9 @@ fn bad_input_is_a_usage_error_in_every_tool() {
         usage_error(&[tool, "--output", "xml"], "xml");
         usage_error(&[tool, "--fields", "no_such_field"], "no_such_field");
         usage_error(&[tool, "--cgroup", "/no/such/cgroup"], "/no/such/cgroup");
+        for bad in ["", "a b", "web,", "../x", "a/b/c"] {
+            usage_error(&[tool, "--container", bad], "--container");
+        }
         usage_error(&[tool, "--btf", "/no/such/file"], "/no/such/file");
         usage_error(&[tool, "--btf", "/etc/hostname"], "BTF");
         usage_error(&[tool, "--ready-fd", "1"], "--ready-fd");

@@ -33,6 +33,7 @@ const EVENTS: u64 = 2;
 const CHILD: u64 = 3;
 const SCREEN: u64 = 4;
 const KEYS: u64 = 5;
+const CGROUPS: u64 = 6;
 
 /// How long a reader that is fed pauses between two looks; also the longest that an event waits.
 pub const PAUSE: Duration = Duration::from_millis(100);
@@ -86,6 +87,15 @@ impl Waiter {
     pub fn watch_events(&self, ring: BorrowedFd<'_>) -> Result<()> {
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         self.epoll.add(ring, EpollEvent::new(flags, EVENTS)).context("epoll_ctl on ring buffer")
+    }
+
+    /// Watches the ring buffer that cgroups are told in, in the same way.
+    ///
+    /// # Errors
+    /// Fails when the descriptor is no ring buffer.
+    pub fn watch_cgroups(&self, ring: BorrowedFd<'_>) -> Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        self.epoll.add(ring, EpollEvent::new(flags, CGROUPS)).context("epoll_ctl on ring buffer")
     }
 
     /// Watches a process descriptor, readable when the process has ended.
@@ -170,7 +180,7 @@ impl Waiter {
             if has(SCREEN) {
                 return Ok(Wake::Redraw);
             }
-            if has(EVENTS) || until.is_some_and(|until| until <= Instant::now()) {
+            if has(EVENTS) || has(CGROUPS) || until.is_some_and(|until| until <= Instant::now()) {
                 return Ok(Wake::Look);
             }
         }

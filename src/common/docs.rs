@@ -139,6 +139,9 @@ null. Fields are only ever added.
 - 64-bit ids are strings, because many JSON readers round large numbers.
 - A tool with several kinds of events or rows says which in `kind`.
 
+`bpfscope schema TOOL` prints all of this as a JSON Schema, and `TOOL --from FILE` shows saved lines
+again, as text, CSV or JSON, with other fields or filtered.
+
 `--output csv` writes a header and the same fields, with `FIELD_raw` as a column of its own;
 what is not a measurement goes to stderr.
 

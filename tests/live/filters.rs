@@ -60,6 +60,8 @@ pub const CASES: &[Case] = &[
 struct Work {
     tool: &'static str,
     args: Vec<String>,
+    /// The file that it opens or runs, which nobody else does.
+    file: String,
     /// For sh; `$N` is how many times.
     script: String,
     /// Whether it is done by children of the shell.
@@ -93,6 +95,7 @@ fn works() -> Vec<Work> {
         Work {
             tool: "execsnoop",
             args: Vec::new(),
+            file: text(&program),
             script: repeat(&text(&program)),
             by_children: true,
             count: events("path", text(&program).into()),
@@ -101,6 +104,7 @@ fn works() -> Vec<Work> {
         Work {
             tool: "opensnoop",
             args: Vec::new(),
+            file: text(&file),
             script: repeat(&format!(": <{}", text(&file))),
             by_children: false,
             count: events("path", text(&file).into()),
@@ -109,6 +113,7 @@ fn works() -> Vec<Work> {
         Work {
             tool: "tcpconnect",
             args: vec!["-P".into(), port.to_string()],
+            file: String::new(),
             script: repeat(&format!("exec 3<>/dev/tcp/127.0.0.1/{port}")),
             by_children: false,
             count: events("dport", port.into()),
@@ -117,6 +122,7 @@ fn works() -> Vec<Work> {
         Work {
             tool: "biolatency",
             args: vec!["-d".into(), disk.name.clone()],
+            file: text(&disk.path()),
             script: format!(
                 "dd if={} of=/dev/null bs=4k count=$N iflag=direct status=none; :",
                 text(&disk.path())
@@ -533,7 +539,7 @@ fn late_names() -> Outcome {
     finished.assert_clean();
     let shown: Vec<[&Value; 4]> = finished
         .of("event")
-        .filter(|event| event["path"].as_str().is_some_and(|path| path.ends_with("/file")))
+        .filter(|event| event["path"] == work.file)
         .map(|event| {
             [&event["container"], &event["container_id"], &event["runtime"], &event["pod"]]
         })
@@ -584,7 +590,7 @@ fn columns() -> Outcome {
     assert_eq!(header, ["PID", "FD", "ERR", "CONTAINER", "CGROUP", "PATH"]);
     let shown: Vec<Vec<&str>> = text
         .lines()
-        .filter(|line| line.ends_with("/file"))
+        .filter(|line| line.ends_with(&work.file))
         .map(|line| line.split_whitespace().skip(3).take(2).collect())
         .collect();
     let path = format!("/docker-{}.scope", fake.id);
@@ -606,9 +612,7 @@ fn without_handles() -> Outcome {
     let finished = tool.stop();
     finished.assert_clean();
     let name = format!("/{}", cgroup.path.file_name().expect("a name").display());
-    let mut mine = finished
-        .of("event")
-        .filter(|event| event["path"].as_str().is_some_and(|path| path.ends_with("/file")));
+    let mut mine = finished.of("event").filter(|event| event["path"] == work.file);
     assert_eq!(mine.next().expect("an event")["cgroup"], name);
     Outcome::Passed
 }

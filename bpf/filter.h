@@ -188,14 +188,17 @@ static __always_inline __u64 task_cgroup_id(struct task_struct *task)
 	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 }
 
-static __always_inline bool filter_cgroup_of(struct task_struct *task)
+static __always_inline bool filter_cgroup_listed(struct cgroup *cgroup)
 {
-	struct cgroup *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
-
 	for (__u32 i = 0; i < FILTER_CGROUPS && i < filter_cgroup_count; i++)
 		if (cgroup_ancestor_id(cgroup, filter_cgroup_level[i]) == filter_cgroup_id[i])
 			return true;
 	return false;
+}
+
+static __always_inline bool filter_cgroup_of(struct task_struct *task)
+{
+	return filter_cgroup_listed(BPF_CORE_READ(task, cgroups, dfl_cgrp));
 }
 
 static __always_inline bool filter_pinned_has(void *sets, const void *key)
@@ -206,6 +209,16 @@ static __always_inline bool filter_pinned_has(void *sets, const void *key)
 	return set && bpf_map_lookup_elem(set, key);
 }
 
+static __always_inline bool filter_mntns(struct task_struct *task)
+{
+	if (filter_mntnsmap_on) {
+		__u32 inode = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
+
+		return filter_pinned_has(&filter_mntnsmap, &inode);
+	}
+	return true;
+}
+
 static __always_inline bool filter_pinned(struct task_struct *task)
 {
 	if (filter_cgroupmap_on) {
@@ -214,17 +227,12 @@ static __always_inline bool filter_pinned(struct task_struct *task)
 		if (!filter_pinned_has(&filter_cgroupmap, &id))
 			return false;
 	}
-	if (filter_mntnsmap_on) {
-		__u32 inode = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
-
-		if (!filter_pinned_has(&filter_mntnsmap, &inode))
-			return false;
-	}
-	return true;
+	return filter_mntns(task);
 }
 
-/* Whether the current task passes every filter. */
-static __always_inline bool filter_current(void)
+/* Whether the current task passes the filters on ids and names: all but those on cgroup and mounts.
+ */
+static __always_inline bool filter_current_itself(void)
 {
 	__u64 id = bpf_get_current_pid_tgid();
 	__u32 pid = id >> 32;
@@ -247,6 +255,14 @@ static __always_inline bool filter_current(void)
 		if (!filter_comm_words(comm))
 			return false;
 	}
+	return true;
+}
+
+/* Whether the current task passes every filter. */
+static __always_inline bool filter_current(void)
+{
+	if (!filter_current_itself())
+		return false;
 	if (!filter_cgroup_count && !filter_cgroupmap_on && !filter_mntnsmap_on)
 		return true;
 
@@ -256,6 +272,23 @@ static __always_inline bool filter_current(void)
 		return false;
 	/* bpf_get_current_ancestor_cgroup_id() would do, but 5.10 has it for networking only. */
 	return !filter_cgroup_count || filter_cgroup_of(task);
+}
+
+/*
+ * The same for a task that does something on behalf of a cgroup that is not its own, as kernel
+ * threads do.
+ */
+static __always_inline bool filter_current_for(struct cgroup *cgroup)
+{
+	if (!filter_current_itself() || !filter_mntns((struct task_struct *)bpf_get_current_task()))
+		return false;
+	if (filter_cgroupmap_on) {
+		__u64 id = BPF_CORE_READ(cgroup, kn, id);
+
+		if (!filter_pinned_has(&filter_cgroupmap, &id))
+			return false;
+	}
+	return !filter_cgroup_count || filter_cgroup_listed(cgroup);
 }
 
 /* The same for a task that is not the current one. */

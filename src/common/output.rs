@@ -346,6 +346,11 @@ impl Output {
         self.record(kind, head.boot_ns, Some(head), values)
     }
 
+    /// The same for an event of which nobody knows the task: its process fields are null.
+    pub fn event_of_nobody(&mut self, kind: usize, boot_ns: u64, values: &[Value<'_>]) -> bool {
+        self.record(kind, boot_ns, None, values)
+    }
+
     /// Shows one line of a table.
     pub fn row(&mut self, kind: usize, values: &[Value<'_>]) -> bool {
         let now = self.clock.now();

@@ -112,11 +112,11 @@ seen. --line sees the arguments that --args-size lets through, and of a failed e
             return vec![Way::new("rawtp", &["exec"]).twin("exec", "exec_twin")];
         }
         vec![
-            Way::new("fexit", &["execve__fexit", "exec"]).twin("exec", "exec_twin").optional(&[
-                "execveat__fexit",
-                "compat_execve__fexit",
-                "compat_execveat__fexit",
-            ]),
+            // The calls that are rare have no twins: they are much to load.
+            Way::new("fexit", &["execve__fexit", "exec"])
+                .twin("execve__fexit", "execve_twin__fexit")
+                .twin("exec", "exec_twin")
+                .optional(&["execveat__fexit", "compat_execve__fexit", "compat_execveat__fexit"]),
             Way::new("kprobe", &["execve_exit__kprobe", "execve_enter__kprobe", "exec__kprobe"])
                 .twin("exec__kprobe", "exec_twin")
                 .optional(&[
@@ -175,6 +175,7 @@ seen. --line sees the arguments that --args-size lets through, and of a failed e
             (&mut maps.slot_exec, true),
             (&mut maps.slot_exec_twin, true),
             (&mut maps.slot_failed_execve, self.fails),
+            (&mut maps.slot_failed_execve_twin, way.name == "fexit"),
             (&mut maps.slot_failed_execveat, functions),
             (&mut maps.slot_failed_compat_execve, functions),
             (&mut maps.slot_failed_compat_execveat, functions),

@@ -19,10 +19,14 @@ use libbpf_rs::MapCore as _;
 use libbpf_rs::MapHandle;
 
 use crate::cgroup::Cgroup;
+use crate::condition::Condition;
 use crate::error::usage;
 use crate::output::Choice;
+use crate::output::Color;
 use crate::output::Form;
 use crate::output::Selection;
+use crate::table::Table;
+use crate::table::TableChoice;
 use crate::time::TimeFormat;
 
 /// A command name as `--comm` takes it.
@@ -93,8 +97,12 @@ pub struct Common {
     pub tree: Option<u32>,
     /// `--include-self`.
     pub include_self: bool,
+    /// `--from`: saved JSON lines, or `-`.
+    pub from: Option<PathBuf>,
     /// `--buffer-size`, in bytes.
     pub buffer_size: Option<u64>,
+    /// `--max-rate`: events a second.
+    pub max_rate: Option<u64>,
     /// `--btf`.
     pub btf: Option<PathBuf>,
     /// `--ready-fd`.
@@ -103,7 +111,7 @@ pub struct Common {
     pub strict: bool,
     /// `--verbose`.
     pub verbose: bool,
-    /// The command after `--`.
+    /// The command after `--`, or the one of `--run`.
     pub command: Vec<OsString>,
 }
 
@@ -238,8 +246,17 @@ fn all() -> Vec<Arg> {
         value("time-format", OUTPUT, "HOW", "wall, iso, epoch, since-start, since-first or boot")
             .value_parser(PossibleValuesParser::new(TimeFormat::NAMES.map(|(name, _)| name)))
             .hide_possible_values(true),
+        value("color", OUTPUT, "WHEN", "Colors: auto (on a terminal), always or never")
+            .value_parser(PossibleValuesParser::new(["auto", "always", "never"]))
+            .hide_possible_values(true),
         value("limit", OUTPUT, "N", "End after N records")
             .value_parser(clap::value_parser!(u64).range(1..)),
+        list(
+            "filter",
+            "'FIELD OP VALUE'",
+            "Show only records of which this holds: = != < <= > >=, ~ and !~ for a regular expression",
+            ValueParser::new(Condition::parse),
+        ),
         list("pid", "LIST", "Only these processes", ValueParser::new(number_list)),
         list("tid", "LIST", "Only these threads", ValueParser::new(number_list)),
         list("ppid", "LIST", "Only children of these processes", ValueParser::new(number_list)),
@@ -269,6 +286,8 @@ fn all() -> Vec<Arg> {
         )
         .value_parser(|path: &str| pinned_map(path, 4)),
         flag("include-self", FILTERS, "Do not leave this tool itself out"),
+        value("from", RUNNING, "FILE", "Show again what --output json has saved; - is stdin")
+            .value_parser(clap::value_parser!(PathBuf)),
         value("duration", RUNNING, "SECONDS", "End after this time").value_parser(seconds),
         value(
             "buffer-size",
@@ -277,6 +296,11 @@ fn all() -> Vec<Arg> {
             "Event buffer, all CPUs together (default: 1M a CPU, 4M to 64M)",
         )
         .value_parser(buffer_size),
+        value("max-rate", RUNNING, "N", "Take at most N events a second; the others are counted")
+            .value_parser(clap::value_parser!(u64).range(1..)),
+        value("run", RUNNING, "STRING", "Run this with sh -c when ready, as -- COMMAND does")
+            .conflicts_with("command")
+            .value_parser(clap::value_parser!(OsString)),
         value("btf", RUNNING, "FILE", "Kernel types, for kernels without /sys/kernel/btf/vmlinux")
             .value_parser(clap::value_parser!(PathBuf)),
         value(
@@ -291,12 +315,34 @@ fn all() -> Vec<Arg> {
     ]
 }
 
+/// The options of tools that show tables.
+fn of_tables(table: Table) -> Vec<Arg> {
+    let names: Vec<&str> = table.sorts.iter().map(|(name, _)| *name).collect();
+    let names = if names.is_empty() { String::new() } else { format!("{}, or ", names.join(", ")) };
+    let arg = |name: &'static str| {
+        let others = table.names.iter().filter(move |(known, _)| *known == name);
+        Arg::new(name).long(name).help_heading(OUTPUT).aliases(others.map(|(_, other)| *other))
+    };
+    vec![
+        arg("sort")
+            .value_name("FIELD")
+            .help(format!("Sort rows by this: {names}any field (default: {})", table.sort)),
+        arg("rows")
+            .value_name("N")
+            .value_parser(clap::value_parser!(u32).range(1..))
+            .help(format!("Show at most N rows (default: what fits, or {})", table.rows)),
+        arg("no-clear")
+            .action(ArgAction::SetTrue)
+            .help("Print one table after another instead of drawing over the last"),
+    ]
+}
+
 /// Adds the common options to a tool's own. An option that the tool has itself is left out.
-pub fn add_common(mut command: Command, letters: &[(&str, char)]) -> Command {
+pub fn add_common(mut command: Command, letters: &[(&str, char)], table: Option<Table>) -> Command {
     let own: Vec<String> =
         command.get_arguments().filter_map(|arg| arg.get_long().map(String::from)).collect();
     let taken: Vec<char> = command.get_arguments().filter_map(Arg::get_short).collect();
-    for arg in all() {
+    for arg in all().into_iter().chain(table.into_iter().flat_map(of_tables)) {
         let name = arg.get_id().to_string();
         if own.contains(&name) {
             continue;
@@ -343,7 +389,11 @@ impl Common {
     ///
     /// # Errors
     /// A usage error for options that the tool refuses, and for a BTF file that is not there.
-    pub fn from_matches(matches: &ArgMatches, refused: &[(&str, &str)]) -> Result<Self> {
+    pub fn from_matches(
+        matches: &ArgMatches,
+        refused: &[(&str, &str)],
+        table: Option<Table>,
+    ) -> Result<Self> {
         for (name, why) in refused {
             if given(matches, name) {
                 return Err(usage(format!("--{name} makes no sense here: {why}")));
@@ -381,10 +431,29 @@ impl Common {
         Ok(Self {
             choice: Choice {
                 form,
+                color: match get::<String>(matches, "color").as_deref() {
+                    Some("always") => Color::Always,
+                    Some("never") => Color::Never,
+                    _ => Color::Auto,
+                },
                 fields: get::<Selection>(matches, "fields"),
                 timestamp: is_set(matches, "timestamp"),
                 time_format,
+                filters: matches
+                    .try_get_many::<Condition>("filter")
+                    .ok()
+                    .flatten()
+                    .into_iter()
+                    .flatten()
+                    .cloned()
+                    .collect(),
                 limit: get::<u64>(matches, "limit"),
+                table: table.map(|table| TableChoice {
+                    table,
+                    sort: get::<String>(matches, "sort"),
+                    rows: get::<u32>(matches, "rows").map(|rows| rows as usize),
+                    clear: !is_set(matches, "no-clear"),
+                }),
             },
             duration: get::<Duration>(matches, "duration"),
             pid: lists("pid"),
@@ -397,18 +466,23 @@ impl Common {
             mntnsmap: get::<PathBuf>(matches, "mntnsmap"),
             tree: get::<u32>(matches, "tree"),
             include_self: is_set(matches, "include-self"),
+            from: get::<PathBuf>(matches, "from"),
             buffer_size: get::<u64>(matches, "buffer-size"),
+            max_rate: get::<u64>(matches, "max-rate"),
             btf,
             ready_fd: get::<i32>(matches, "ready-fd"),
             strict: is_set(matches, "strict"),
             verbose: is_set(matches, "verbose"),
-            command: matches
-                .get_many::<OsString>("command")
-                .into_iter()
-                .flatten()
-                .cloned()
-                .collect(),
+            command: command_of(matches),
         })
+    }
+}
+
+/// The command to run, from `-- COMMAND` or `--run`.
+fn command_of(matches: &ArgMatches) -> Vec<OsString> {
+    match get::<OsString>(matches, "run") {
+        Some(script) => ["/bin/sh".into(), "-c".into(), script].into(),
+        None => matches.get_many::<OsString>("command").into_iter().flatten().cloned().collect(),
     }
 }
 

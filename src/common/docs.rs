@@ -48,7 +48,7 @@ fn field_row(out: &mut String, name: &str, ty: Type, doc: &str) {
     }
 }
 
-fn unit(name: &str) -> &'static str {
+pub(crate) fn unit(name: &str) -> &'static str {
     match name.rsplit('_').next() {
         Some("ns") => "ns",
         Some("bytes") => "bytes",
@@ -156,8 +156,8 @@ The records:
 | `row` | one line of a table | `report` |
 | `histogram` | one distribution | `report`, `name`, `key`, `unit`, `buckets` (`ge`, `lt`, `count`), `count`, `sum` |
 | `report` | closes an interval's rows and histograms | `report`, `start_ts` |
-| `lost` | events were lost since the last one | `lost`, `map_full`, `missed` |
-| `end` | the last line | `reason`, `events`, `filtered`, `lost`, `map_full`, `missed`, `child_status` (only after `-- COMMAND`) |
+| `lost` | events were lost since the last one | `lost`, `map_full`, `missed`, `rate_limited` |
+| `end` | the last line | `reason`, `events`, `filtered`, `lost`, `map_full`, `missed`, `rate_limited`, `child_status` (only after a command of its own), `cpu_ns` and `programs` (only with `--verbose`) |
 
 `lost` counts events that the buffer had no room for, `map_full` map insertions that the kernel
 refused, `missed` probe hits that the kernel itself skipped; null where it does not count those.

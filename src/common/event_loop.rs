@@ -24,11 +24,14 @@ use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::EventFd;
 
 use crate::sys;
+use crate::terminal::Screen;
 
 const SIGNAL: u64 = 0;
 const STDOUT: u64 = 1;
 const EVENTS: u64 = 2;
 const CHILD: u64 = 3;
+const SCREEN: u64 = 4;
+const KEYS: u64 = 5;
 
 /// How long a reader that is fed pauses between two looks; also the longest that an event waits.
 pub const PAUSE: Duration = Duration::from_millis(100);
@@ -44,6 +47,10 @@ pub enum Wake {
     ReaderGone,
     /// The command of `--run` has ended.
     ChildEnded,
+    /// The screen has to be drawn anew.
+    Redraw,
+    /// The user has pressed `q`.
+    Quit,
 }
 
 /// Waits for everything at once.
@@ -89,6 +96,34 @@ impl Waiter {
         self.epoll.add(pidfd, event).context("epoll_ctl on process")
     }
 
+    /// Watches the terminal: its size and its keys.
+    ///
+    /// # Errors
+    /// None that a caller could cause.
+    pub fn watch_screen(&self, screen: &Screen) -> Result<()> {
+        let event = |what| EpollEvent::new(EpollFlags::EPOLLIN, what);
+        self.epoll.add(screen.wake(), event(SCREEN)).context("epoll_ctl on screen")?;
+        if screen.has_keys() {
+            self.epoll.add(io::stdin().as_fd(), event(KEYS)).context("epoll_ctl on stdin")?;
+        }
+        Ok(())
+    }
+
+    /// Takes the keys that were pressed; whether `q` was among them. No more are watched when the
+    /// terminal is gone.
+    fn takes_quit(&self) -> bool {
+        let mut keys = [0; 64];
+        match nix::unistd::read(io::stdin().as_fd(), &mut keys) {
+            Ok(0) | Err(Errno::EIO) => {
+                // Was watched, or nothing would have been readable.
+                let _ = self.epoll.delete(io::stdin().as_fd());
+                false
+            }
+            Ok(count) => keys[..count].iter().any(|key| matches!(key, b'q' | b'Q')),
+            Err(_) => false,
+        }
+    }
+
     /// Waits until something happens or `until`; `None` = for as long as it takes.
     ///
     /// # Errors
@@ -104,7 +139,7 @@ impl Waiter {
                     EpollTimeout::from(u16::try_from(ms).unwrap_or(60_000))
                 }
             };
-            let mut events = [EpollEvent::empty(); 4];
+            let mut events = [EpollEvent::empty(); 8];
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 // The handler has made the signal descriptor readable.
@@ -121,6 +156,12 @@ impl Waiter {
             }
             if has(CHILD) {
                 return Ok(Wake::ChildEnded);
+            }
+            if has(KEYS) && self.takes_quit() {
+                return Ok(Wake::Quit);
+            }
+            if has(SCREEN) {
+                return Ok(Wake::Redraw);
             }
             if has(EVENTS) || until.is_some_and(|until| until <= Instant::now()) {
                 return Ok(Wake::Look);

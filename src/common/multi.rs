@@ -39,6 +39,8 @@ pub struct Entry {
     pub command: fn() -> Command,
     /// Its records under these options (without the tool's name).
     pub records: fn(&[&str]) -> Result<Records>,
+    /// The JSON Schema of what it writes under these options.
+    pub schema: fn(Vec<OsString>) -> Result<String>,
     /// Its ways to hook under these options.
     pub ways: fn(&[&str]) -> Result<Vec<Way>>,
     /// Its `main`.
@@ -55,6 +57,7 @@ impl Entry {
             question: T::QUESTION,
             command: runner::command::<T>,
             records: |args| Ok(parse::<T>(args)?.records()),
+            schema: runner::schema::<T>,
             ways: |args| Ok(parse::<T>(args)?.ways()),
             run: runner::run::<T>,
         }
@@ -110,6 +113,7 @@ Usage: bpfscope TOOL [OPTIONS]
 Commands:
   list          Every tool with what it does
   help [TOOL]   This text, or the tool's options
+  schema TOOL   JSON Schema of the tool's JSON lines; under its options, if any follow
   docs PART     Generated documentation: manual TOOL, fields TOOL, output, readme
 
 A link to this program that bears a tool's name, also behind a prefix (bpf-TOOL), is that tool.
@@ -142,8 +146,13 @@ fn dispatch(tools: &[Entry], args: &[OsString]) -> Result<u8> {
         ("list", Some(extra)) => Err(usage(format!("list takes no '{extra}'"))),
         ("help", Some(name)) => match find(tools, name) {
             Some(tool) => Ok((tool.run)(vec![tool.name.into(), "--help".into()])),
-            None => Err(usage(format!("there is no tool '{name}'; bpfscope list names them"))),
+            None => Err(no_tool(name)),
         },
+        ("schema", Some(name)) => match find(tools, name) {
+            Some(tool) => say(&(tool.schema)(args[2..].to_vec())?),
+            None => Err(no_tool(name)),
+        },
+        ("schema", None) => Err(usage("schema takes the name of a tool")),
         ("docs", Some("output")) => say(&docs::output(tools)?),
         ("docs", Some("readme")) => say(&docs::questions(tools)),
         ("docs", Some(part @ ("fields" | "manual"))) => {
@@ -157,9 +166,13 @@ fn dispatch(tools: &[Entry], args: &[OsString]) -> Result<u8> {
         ("docs", _) => Err(usage("docs takes: output, readme, manual TOOL, fields TOOL")),
         (name, _) => match find(tools, name) {
             Some(tool) => Ok((tool.run)(args.to_vec())),
-            None => Err(usage(format!("there is no tool '{name}'; bpfscope list names them"))),
+            None => Err(no_tool(name)),
         },
     }
+}
+
+fn no_tool(name: &str) -> anyhow::Error {
+    usage(format!("there is no tool '{name}'; bpfscope list names them"))
 }
 
 fn say(text: &str) -> Result<u8> {

@@ -14,12 +14,17 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use anyhow::Result;
+use clap::Arg;
+use clap::ArgMatches;
 use clap::Command;
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use libbpf_rs::Link;
 use libbpf_rs::MapHandle;
 use libbpf_rs::Object;
 use libbpf_rs::OpenObject;
 use libbpf_rs::PrintLevel;
+use libbpf_rs::ProgramMut;
 use libbpf_rs::set_print;
 use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::Skel as _;
@@ -34,17 +39,23 @@ use crate::event_loop::Waiter;
 use crate::filter;
 use crate::globals;
 use crate::globals::ReaderState;
+use crate::kretprobe;
+use crate::kretprobe::ReturnProbe;
 use crate::output::Output;
 use crate::output::complain;
 use crate::privileges;
 use crate::probe;
 use crate::probe::Kernel;
 use crate::record::Records;
+use crate::saved;
+use crate::saved::Replay;
+use crate::schema;
 use crate::session::Attached;
 use crate::session::Session;
 use crate::session::Start;
 use crate::sys;
 use crate::sys::Held;
+use crate::tool::Alias;
 use crate::tool::Bpf;
 use crate::tool::Tool;
 use crate::tool::Way;
@@ -58,7 +69,7 @@ pub fn main<T: Tool>() -> ExitCode {
 pub fn command<T: Tool>() -> Command {
     let name = <T::Bpf as Bpf>::NAME;
     let command = T::augment_args(Command::new(name));
-    add_common(command, T::LETTERS)
+    add_common(command, T::LETTERS, T::TABLE)
         .version(env!("CARGO_PKG_VERSION"))
         .help_template("{about}\n\n{usage-heading} {usage}\n\n{all-args}")
         .max_term_width(100)
@@ -80,9 +91,8 @@ pub fn run<T: Tool>(args: Vec<OsString>) -> u8 {
 fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
     let name = <T::Bpf as Bpf>::NAME;
     let called = args.first().and_then(|arg| crate::multi::basename(arg)).unwrap_or_default();
-    if let Some(alias) =
-        T::ALIASES.iter().find(|alias| crate::multi::is_called(&called, alias.name))
-    {
+    let alias = T::ALIASES.iter().find(|alias| crate::multi::is_called(&called, alias.name));
+    if let Some(alias) = alias {
         args.splice(1..1, alias.args.iter().map(OsString::from));
     }
     if args.is_empty() {
@@ -93,13 +103,61 @@ fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
         Err(error) => return refuse(&error),
     };
     let mut tool = T::from_arg_matches(&matches).map_err(|e| error::usage(first_line(&e)))?;
-    let mut common = Common::from_matches(&matches, T::REFUSED)?;
+    let mut common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
+    if common.from.is_some() {
+        only_shows::<T>(&matches, alias)?;
+    }
     tool.check(&mut common)?;
     let records = tool.records();
     // Refuses unknown fields before anything is opened.
     let output = Output::new(&records, &common.choice)?;
-    let lost = climb(&tool, &common, &records, output)?;
+    let lost = match &common.from {
+        Some(file) => Replay::new(name, &records, output)?.run(file)?,
+        None => climb(&tool, &common, &records, output)?,
+    };
     Ok(if lost && common.strict { error::LOST } else { error::OK })
+}
+
+/// The JSON Schema of what the tool writes under these options.
+pub(crate) fn schema<T: Tool>(args: Vec<OsString>) -> Result<String> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let all = std::iter::once(name.into()).chain(args);
+    let matches = command::<T>()
+        .try_get_matches_from(all)
+        .map_err(|error| error::usage(first_line(&error)))?;
+    let tool = T::from_arg_matches(&matches).map_err(|e| error::usage(first_line(&e)))?;
+    let common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
+    let records = tool.records();
+    let output = Output::new(&records, &common.choice)?;
+    Ok(schema::of(name, &records, &output))
+}
+
+/// Refuses options that choose what is traced, for `--from`. Of the tool's own, those are fine that
+/// change which columns there are.
+fn only_shows<T: Tool>(matches: &ArgMatches, alias: Option<&Alias>) -> Result<()> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let parse = |args: Vec<OsString>| {
+        command::<T>().try_get_matches_from(std::iter::once(name.into()).chain(args)).ok()
+    };
+    let columns = |args: Vec<OsString>| {
+        let tool = T::from_arg_matches(&parse(args)?).ok()?;
+        Some(format!("{:?}", tool.records().kinds))
+    };
+    let given_by_name: Vec<String> = alias
+        .and_then(|alias| parse(alias.args.iter().map(OsString::from).collect()))
+        .map(|matches| {
+            let given = |id: &&clap::Id| {
+                matches.value_source(id.as_str()) == Some(ValueSource::CommandLine)
+            };
+            matches.ids().filter(given).map(|id| id.as_str().to_string()).collect()
+        })
+        .unwrap_or_default();
+    let all: Vec<Arg> = command::<T>().get_arguments().cloned().collect();
+    let own: Vec<Arg> = T::augment_args(Command::new(name)).get_arguments().cloned().collect();
+    let plain = columns(Vec::new());
+    saved::refuse_tracing(matches, &all, &own, &given_by_name, |option| {
+        !option.is_empty() && columns(option).is_some_and(|columns| Some(columns) != plain)
+    })
 }
 
 /// Help and version go to stdout; anything else is one sentence.
@@ -238,7 +296,7 @@ fn attempt<T: Tool>(
         Err(error) => return Ok(Attempt::Refused(explain(&format!("{error:#}")))),
     };
     let object = skel.object();
-    let (attached, way, held) = match attach(object, common, way)? {
+    let (attached, way, held) = match attach(name, object, common, way)? {
         Ok(done) => done,
         Err(reason) => return Ok(Attempt::Refused(reason)),
     };
@@ -290,6 +348,11 @@ fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapH
             map.set_max_entries(u32::try_from(buffer)?)?;
         }
     }
+    if let Some(rate) = common.max_rate
+        && !globals::set_constant(open, "rate_limit", &rate.to_ne_bytes())?
+    {
+        return Err(error::usage("--max-rate makes no sense here: it shows no single events"));
+    }
     globals::set_constant(open, "ring_watermark", &(buffer / 8).to_ne_bytes())?;
     filter::configure(open, common)
 }
@@ -297,7 +360,12 @@ fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapH
 type Hooked = (Vec<Attached>, Way, Option<Held>);
 
 /// Attaches the way's programs in its order. The inner error is why this kernel does not take it.
-fn attach(object: &Object, common: &Common, way: &Way) -> Result<Result<Hooked, String>> {
+fn attach(
+    tool: &str,
+    object: &Object,
+    common: &Common,
+    way: &Way,
+) -> Result<Result<Hooked, String>> {
     filter::fill(object, common)?;
     let one = |name: &'static str| -> Result<Attached, String> {
         let program = object
@@ -305,9 +373,9 @@ fn attach(object: &Object, common: &Common, way: &Way) -> Result<Result<Hooked, 
             .find(|program| program.name() == name)
             .ok_or_else(|| format!("there is no program {name}"))?;
         let is_kprobe = program.section().to_string_lossy().starts_with('k');
-        let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
+        let (link, return_probe) = hook_in(&program, tool)?;
         let program = program.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
-        Ok(Attached { name, link, program, is_kprobe })
+        Ok(Attached { name, link, return_probe, program, is_kprobe })
     };
     let mut attached = Vec::new();
     let mut held = None;
@@ -347,6 +415,28 @@ fn attach(object: &Object, common: &Common, way: &Way) -> Result<Result<Hooked, 
         held = Some(command);
     }
     Ok(Ok((attached, Way { optional, ..way.clone() }, held)))
+}
+
+/// Attaches a program; a return probe with room for many calls at once where that is possible.
+fn hook_in(program: &ProgramMut<'_>, tool: &str) -> Result<(Link, Option<ReturnProbe>), String> {
+    let narrow = match kretprobe::function(program.section()) {
+        None => None,
+        Some(function) => match ReturnProbe::attach(program, function) {
+            Ok((link, probe)) => return Ok((link, Some(probe))),
+            Err(error) => Some((function, error)),
+        },
+    };
+    let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
+    if let Some((function, error)) = narrow {
+        complain(
+            tool,
+            &format!(
+                "tracefs: {error:#}: when many calls of {function} are under way at once, some \
+                 are missed"
+            ),
+        );
+    }
+    Ok((link, None))
 }
 
 /// A refusal in one line: the error, and libbpf's most telling word about it.

@@ -21,6 +21,8 @@ use libbpf_rs::RingBufferBuilder;
 use nix::sys::wait::WaitPidFlag;
 use nix::sys::wait::WaitStatus;
 use nix::sys::wait::waitpid;
+use nix::time::ClockId;
+use nix::time::clock_gettime;
 use nix::unistd::Pid;
 use plain::Plain;
 
@@ -30,17 +32,17 @@ use crate::event_loop::Waiter;
 use crate::event_loop::Wake;
 use crate::filter::TREE_TWINS;
 use crate::globals::ReaderState;
+use crate::kretprobe::ReturnProbe;
 use crate::loss::Loss;
-use crate::output::Form;
 use crate::output::Output;
 use crate::output::Reader;
 use crate::output::complain;
-use crate::record::Class;
 use crate::record::Records;
 use crate::shared::EventHead;
 use crate::shared::ReaderState as State;
 use crate::sys;
 use crate::sys::Held;
+use crate::sys::ProgramCounts;
 use crate::tool::Way;
 
 /// How many events are taken before the loop looks at signals and deadlines again.
@@ -85,6 +87,8 @@ pub fn split(bytes: &[u8], size: u32) -> (&[u8], &[u8]) {
 pub(crate) struct Attached {
     pub name: &'static str,
     pub link: Link,
+    /// Behind the link, so that it is dropped after it.
+    pub return_probe: Option<ReturnProbe>,
     pub program: OwnedFd,
     pub is_kprobe: bool,
 }
@@ -121,6 +125,17 @@ pub struct Session<'a> {
     reason: Option<String>,
     child: Option<(u32, OwnedFd)>,
     child_status: Option<i32>,
+    /// Measures the programs' run time while it is open.
+    run_time: Option<OwnedFd>,
+    cost: Option<Cost>,
+}
+
+/// What the tool itself cost.
+struct Cost {
+    /// CPU time of the process.
+    cpu: Duration,
+    /// Of each program; none where the kernel may not be asked to measure it.
+    programs: Vec<(&'static str, ProgramCounts)>,
 }
 
 /// What the runner has ready for a session.
@@ -153,6 +168,8 @@ impl<'a> Session<'a> {
             reason: None,
             child: None,
             child_status: None,
+            run_time: start.common.verbose.then(|| sys::enable_run_time().ok()).flatten(),
+            cost: None,
         }
     }
 
@@ -167,7 +184,8 @@ impl<'a> Session<'a> {
             .chain(&self.way.optional)
             .map(|name| format!("\"{name}\""))
             .collect();
-        let now = self.output.now_fields();
+        // Of the very moment that times since the start are counted from.
+        let now = self.output.fields_at(self.output.clock.start());
         let ready = format!(
             "{{\"type\":\"ready\",\"schema\":1,\"tool\":\"{}\",\"version\":\"{}\",\"way\":\"{}\",\
              \"programs\":[{}]{now}}}",
@@ -177,14 +195,12 @@ impl<'a> Session<'a> {
             programs.join(",")
         );
         self.output.json_line(&ready);
-        if let Some(banner) = &records.banner {
-            self.output.line(banner);
-        }
-        if records.kinds.first().is_some_and(|kind| kind.class == Class::Event)
-            && self.output.form() != Form::Json
+        if self.common.command.is_empty()
+            && let Some(screen) = self.output.start_screen()?
         {
-            self.output.header(0);
+            self.waiter.watch_screen(screen)?;
         }
+        self.output.begin(records);
         self.output.flush()?;
         if let Some(fd) = self.common.ready_fd {
             let told = sys::adopt_fd(fd).and_then(|mut file| file.write_all(b"ready\n"));
@@ -274,7 +290,12 @@ impl<'a> Session<'a> {
     /// Swaps the output out, so that the callback can own it for the time of the loop.
     fn take_output(&mut self) -> Result<Output> {
         let none = Records::new([]);
-        let choice = crate::output::Choice { fields: None, ..self.common.choice.clone() };
+        let choice = crate::output::Choice {
+            fields: None,
+            filters: Vec::new(),
+            table: None,
+            ..self.common.choice.clone()
+        };
         let placeholder = Output::new(&none, &choice)?;
         Ok(std::mem::replace(&mut self.output, placeholder))
     }
@@ -362,23 +383,39 @@ impl<'a> Session<'a> {
                     self.collect_child();
                     self.end("command");
                 }
+                Wake::Redraw => output.borrow_mut().redraw(),
+                Wake::Quit => self.end("quit"),
             }
         }
 
         // What the programs did before this moment counts; nothing after it.
         let missed = self.missed();
+        if self.common.verbose {
+            self.cost = Some(self.cost());
+        }
         self.attached.clear();
         if self.reason.as_deref() != Some("reader") {
             while drain()? > 0 {
                 output.borrow_mut().flush()?;
             }
-            let complete = self.reason.as_deref() == Some("count");
+            // A screen keeps the last complete table rather than a short one.
+            let complete = self.reason.as_deref() == Some("count")
+                || (acted > 0 && output.borrow().has_screen());
             if let Some(every) = every.as_mut().filter(|_| !complete) {
                 (every.act)(*output.borrow_mut())?;
             }
         }
         output.borrow_mut().flush()?;
         self.report_loss_with(*output.borrow_mut(), missed)
+    }
+
+    fn cost(&self) -> Cost {
+        let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from);
+        let counts = |attached: &Attached| {
+            Some((attached.name, sys::program_counts(attached.program.as_fd())?))
+        };
+        let programs = self.run_time.iter().flat_map(|_| self.attached.iter().filter_map(counts));
+        Cost { cpu: cpu.unwrap_or_default(), programs: programs.collect() }
     }
 
     fn end(&mut self, reason: &str) {
@@ -395,29 +432,37 @@ impl<'a> Session<'a> {
         };
     }
 
-    /// Hits that the kernel itself skipped; `None` where it does not count them all.
+    /// Hits that the kernel itself skipped. Where it does not count them all, those that it does
+    /// count, or `None` when there were none of these.
     fn missed(&self) -> Option<u64> {
-        let of = |attached: &Attached| {
-            let skipped = sys::recursion_misses(attached.program.as_fd());
-            let more = if attached.is_kprobe {
-                // The program's own count is there on every kernel that has the link's.
-                sys::link_misses(attached.link.as_fd())?
-            } else {
-                0
+        let mut all_counted = true;
+        let mut known = |count: Option<u64>| {
+            all_counted &= count.is_some();
+            count.unwrap_or(0)
+        };
+        let mut of = |attached: &Attached| {
+            let more = match &attached.return_probe {
+                Some(probe) => known(probe.missed()),
+                None if attached.is_kprobe => known(sys::link_misses(attached.link.as_fd())),
+                None => 0,
             };
-            Some(more + skipped?)
+            more + known(
+                sys::program_counts(attached.program.as_fd()).and_then(|counts| counts.skipped),
+            )
         };
         let twins = || self.way.twins.iter().chain([&TREE_TWINS]);
-        self.attached.iter().try_fold(0u64, |sum, attached| {
+        let mut sum = 0;
+        for attached in &self.attached {
             // Counted with its twin: at most the smaller number was skipped by both.
             if twins().any(|(first, _)| *first == attached.name) {
-                return Some(sum);
+                continue;
             }
             let first = twins().find(|(_, twin)| *twin == attached.name).map(|(first, _)| first);
             let first = first.and_then(|name| self.attached.iter().find(|a| a.name == *name));
-            let own = of(attached)?;
-            Some(sum + first.map_or(Some(own), of)?.min(own))
-        })
+            let own = of(attached);
+            sum += first.map_or(own, |first| of(first).min(own));
+        }
+        (all_counted || sum > 0).then_some(sum)
     }
 
     fn report_loss(&mut self, output: &mut Output) -> Result<()> {
@@ -430,16 +475,18 @@ impl<'a> Session<'a> {
         let total = Loss::read(self.object)?;
         let new = total - self.reported;
         let new_missed = missed.map(|n| n.saturating_sub(self.reported_missed.unwrap_or(0)));
-        if !new.any() && new_missed.unwrap_or(0) == 0 {
+        if new == Loss::default() && new_missed.unwrap_or(0) == 0 {
             self.reported_missed = missed.or(self.reported_missed);
             return Ok(());
         }
         let now = output.now_fields();
         output.json_line(&format!(
-            "{{\"type\":\"lost\",\"lost\":{},\"map_full\":{},\"missed\":{}{now}}}",
+            "{{\"type\":\"lost\",\"lost\":{},\"map_full\":{},\"missed\":{},\
+             \"rate_limited\":{}{now}}}",
             new.lost,
             new.map_full,
-            or_null(new_missed)
+            or_null(new_missed),
+            new.rate_limited
         ));
         let mut parts = Vec::new();
         if new.lost > 0 {
@@ -454,7 +501,10 @@ impl<'a> Session<'a> {
         if let Some(missed) = new_missed.filter(|missed| *missed > 0) {
             parts.push(format!("the kernel skipped {missed} probe hits"));
         }
-        complain(self.name, &parts.join("; "));
+        if new.rate_limited > 0 {
+            parts.push(format!("left out {} events, as --max-rate says", new.rate_limited));
+        }
+        output.notice(self.name, &parts.join("; "));
         self.reported = total;
         self.reported_missed = missed.or(self.reported_missed);
         output.flush()
@@ -467,14 +517,31 @@ impl<'a> Session<'a> {
         let now = self.output.now_fields();
         let mut end = format!(
             "{{\"type\":\"end\",\"reason\":\"{}\",\"events\":{},\"filtered\":{},\"lost\":{},\
-             \"map_full\":{},\"missed\":{}",
+             \"map_full\":{},\"missed\":{},\"rate_limited\":{}",
             self.reason.as_deref().unwrap_or("done"),
             self.output.shown,
             self.output.filtered,
             total.lost,
             total.map_full,
-            or_null(missed)
+            or_null(missed),
+            total.rate_limited
         );
+        if let Some(cost) = &self.cost {
+            let programs: Vec<String> = cost
+                .programs
+                .iter()
+                .map(|(name, counts)| {
+                    let ProgramCounts { runs, run_ns, .. } = counts;
+                    format!("{{\"name\":\"{name}\",\"runs\":{runs},\"run_ns\":{run_ns}}}")
+                })
+                .collect();
+            let _ = write!(
+                end,
+                ",\"cpu_ns\":{},\"programs\":[{}]",
+                cost.cpu.as_nanos(),
+                programs.join(",")
+            );
+        }
         if self.child.is_some() {
             let status = self.child_status.map(|s| u64::try_from(s).unwrap_or(0));
             let _ = write!(end, ",\"child_status\":{}", or_null(status));
@@ -482,6 +549,7 @@ impl<'a> Session<'a> {
         let _ = write!(end, "{now}}}");
         self.output.json_line(&end);
         self.output.flush()?;
+        self.output.end_screen(self.name);
         if self.common.verbose {
             complain(
                 self.name,
@@ -493,6 +561,18 @@ impl<'a> Session<'a> {
                     total.map_full
                 ),
             );
+            if let Some(cost) = &self.cost {
+                let runs: u64 = cost.programs.iter().map(|(_, counts)| counts.runs).sum();
+                let run_ns: u64 = cost.programs.iter().map(|(_, counts)| counts.run_ns).sum();
+                complain(
+                    self.name,
+                    &format!(
+                        "took {:.1} ms of CPU time; its programs ran {runs} times, {:.3} ms",
+                        cost.cpu.as_secs_f64() * 1e3,
+                        Duration::from_nanos(run_ns).as_secs_f64() * 1e3
+                    ),
+                );
+            }
         }
         Ok(total.any() || missed.unwrap_or(0) > 0)
     }

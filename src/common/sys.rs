@@ -40,9 +40,10 @@ static SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// The eventfd that the handler writes to.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
-/// Async-signal-safe: atomics, write(2) and _exit(2) only.
+/// Async-signal-safe: atomics, write(2), tcsetattr(3) and _exit(2) only.
 extern "C" fn on_signal(signal: libc::c_int) {
     if SIGNAL.swap(signal, Ordering::SeqCst) != 0 {
+        crate::terminal::restore();
         // SAFETY: ends the process without running anything of it.
         unsafe { libc::_exit(130) };
     }
@@ -124,9 +125,20 @@ pub fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// How often the kernel skipped the program because it was already running on that CPU;
-/// `None` where it does not count that (before 5.12).
-pub fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
+/// What the kernel counts about a program.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProgramCounts {
+    /// How often it was skipped because it was already running on that CPU; `None` where that is
+    /// not counted (before 5.12).
+    pub skipped: Option<u64>,
+    /// How often it ran while [`enable_run_time`] was in force.
+    pub runs: u64,
+    /// How long these runs took together, in nanoseconds.
+    pub run_ns: u64,
+}
+
+/// Asks what the kernel counts about a program; `None` where it does not answer.
+pub fn program_counts(program: BorrowedFd<'_>) -> Option<ProgramCounts> {
     // SAFETY: all zeros is a valid bpf_prog_info: it asks for no arrays.
     let mut info: libbpf_sys::bpf_prog_info = unsafe { mem::zeroed() };
     let mut size = u32::try_from(size_of_val(&info)).ok()?;
@@ -138,8 +150,31 @@ pub fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
             &raw mut size,
         )
     };
+    if err != 0 {
+        return None;
+    }
     let needed = mem::offset_of!(libbpf_sys::bpf_prog_info, recursion_misses) + size_of::<u64>();
-    (err == 0 && usize::try_from(size).ok()? >= needed).then_some(info.recursion_misses)
+    let has_skipped = usize::try_from(size).ok()? >= needed;
+    Some(ProgramCounts {
+        skipped: has_skipped.then_some(info.recursion_misses),
+        runs: info.run_cnt,
+        run_ns: info.run_time_ns,
+    })
+}
+
+/// Lets the kernel measure how long programs run, until the descriptor is closed; each run then
+/// costs some tens of nanoseconds more. Needs `CAP_SYS_ADMIN`.
+///
+/// # Errors
+/// Fails when the caller may not.
+pub fn enable_run_time() -> io::Result<OwnedFd> {
+    // SAFETY: plain system call.
+    let fd = unsafe { libbpf_sys::bpf_enable_stats(libbpf_sys::BPF_STATS_RUN_TIME) };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel just returned it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// How many probe hits the kernel itself missed on a perf-event link (kprobe, kretprobe);
@@ -165,6 +200,36 @@ pub fn link_misses(link: BorrowedFd<'_>) -> Option<u64> {
         (event.type_, event.__bindgen_anon_1.kprobe.missed)
     };
     matches!(kind, PERF_EVENT_KPROBE | PERF_EVENT_KRETPROBE).then_some(missed)
+}
+
+/// Opens the tracepoint with this number, for programs: whichever CPU hits it.
+///
+/// # Errors
+/// Fails when the kernel refuses.
+pub fn open_tracepoint(id: u64) -> io::Result<OwnedFd> {
+    // SAFETY: all zeros is a valid perf_event_attr.
+    let mut attr: libbpf_sys::perf_event_attr = unsafe { mem::zeroed() };
+    attr.type_ = libbpf_sys::PERF_TYPE_TRACEPOINT;
+    attr.size = u32::try_from(size_of_val(&attr)).unwrap_or(0);
+    attr.config = id;
+    let (every_task, cpu, no_group) = (-1, 0, -1);
+    // SAFETY: the kernel reads the attributes and keeps nothing of ours.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const attr,
+            every_task,
+            cpu,
+            no_group,
+            libbpf_sys::PERF_FLAG_FD_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    // SAFETY: the kernel just returned it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// A command that has been forked and waits for its go.

@@ -9,6 +9,7 @@ use libbpf_rs::skel::SkelBuilder;
 use crate::cli::Common;
 use crate::record::Records;
 use crate::session::Session;
+use crate::table::Table;
 
 /// A tool's kernel side, as `bpf!` describes it.
 pub trait Bpf {
@@ -158,6 +159,9 @@ pub trait Tool: clap::Args + Sized + 'static {
     /// Which letter each common option has in this tool: `("pid", 'p')`. Options that upstream
     /// does not have here have no letter.
     const LETTERS: &'static [(&'static str, char)] = &[];
+    /// That it shows tables, and how they are sorted unless the user says otherwise: gives the tool
+    /// `--sort`, `--rows` and `--no-clear`, and its rows an order.
+    const TABLE: Option<Table> = None;
     /// Other names of the tool.
     const ALIASES: &'static [Alias] = &[];
     /// Common options that make no sense here, each with the reason as a sentence's end: "it

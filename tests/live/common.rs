@@ -51,6 +51,11 @@ pub const CASES: &[Case] = &[
     Case::new("a full disk is an error", full_disk),
     Case::new("no capabilities, no kernel types", cannot_run),
     Case::new("no tracefs", no_tracefs),
+    Case::new("what comes after ready is seen", ready_promise),
+    Case::new("a brake", max_rate),
+    Case::new("its own cost", own_cost),
+    Case::new("a command line of its own", command_line),
+    Case::new("what a killed tool left behind is removed", left_behind),
     Case::new("a map of 20,000 keys is read whole", whole_maps),
     Case::alone("single events come within 200 ms", single_events),
     Case::alone("a flooded tool ends within a second", flooded),
@@ -282,7 +287,112 @@ fn cannot_run() -> Outcome {
     Outcome::Passed
 }
 
-/// No tool of those that exist needs tracefs: they hook by BTF and by perf's own probes.
+/// In 100 of 100 runs, an event made right after `ready` is shown.
+fn ready_promise() -> Outcome {
+    let path = scratch("ready").join("file");
+    let tid = gettid().to_string();
+    for _ in 0..100 {
+        let tool = start("opensnoop", &["--tid", &tid, "--limit", "1"]);
+        let _ = File::open(&path);
+        let finished = tool.finish();
+        finished.assert_clean();
+        assert_eq!(finished.of("event").count(), 1);
+    }
+    Outcome::Passed
+}
+
+/// `--max-rate` lets so many through a second, and counts all others.
+fn max_rate() -> Outcome {
+    const OPENS: u64 = 5000;
+    const RATE: u64 = 50;
+    let path = scratch("rate").join("file");
+    let tid = gettid().to_string();
+    let tool = start("opensnoop", &["--tid", &tid, "--max-rate", &RATE.to_string()]);
+    let begun = Instant::now();
+    for _ in 0..OPENS {
+        let _ = File::open(&path);
+    }
+    // Each second of the kernel's clock that has begun lets so many through.
+    let seconds = begun.elapsed().as_secs() + 2;
+    let finished = tool.stop();
+    finished.assert_clean();
+    let end = finished.end();
+    let number = |name: &str| end[name].as_u64().expect("a number");
+    assert_eq!(number("events") + number("rate_limited"), OPENS, "{end}");
+    assert_eq!(number("events"), finished.of("event").count() as u64);
+    assert!((RATE..=RATE * seconds).contains(&number("events")), "{seconds} s: {end}");
+    let told: u64 = finished.of("lost").filter_map(|r| r["rate_limited"].as_u64()).sum();
+    assert_eq!(told, number("rate_limited"));
+    assert!(finished.stderr.contains("--max-rate"), "{}", finished.stderr);
+    let refused = command("biolatency", &["--max-rate", "1"]).output().expect("run");
+    assert_eq!(refused.status.code(), Some(2));
+    Outcome::Passed
+}
+
+/// With `--verbose` the end says what the tool and each of its programs cost.
+fn own_cost() -> Outcome {
+    const OPENS: u64 = 200;
+    let path = scratch("cost").join("file");
+    let tool = start("opensnoop", &["--verbose", "--tid", &gettid().to_string()]);
+    for _ in 0..OPENS {
+        let _ = File::open(&path);
+    }
+    let finished = tool.stop();
+    finished.assert_clean();
+    let end = finished.end();
+    assert!(end["cpu_ns"].as_u64().is_some_and(|ns| ns > 0), "{end}");
+    let programs = end["programs"].as_array().expect("programs");
+    let sum = |name: &str| programs.iter().filter_map(|p| p[name].as_u64()).sum::<u64>();
+    assert!(sum("runs") >= OPENS && sum("run_ns") > 0, "{end}");
+    assert!(finished.stderr.contains("of CPU time"), "{}", finished.stderr);
+    Outcome::Passed
+}
+
+/// `--run` takes a line for the shell; its processes are traced, and what it prints is not in the
+/// tool's own output.
+fn command_line() -> Outcome {
+    let path = scratch("run").join("file");
+    let path = path.display();
+    let line = format!("echo said; cat {path} 2> /dev/null; exit 3");
+    let finished = start("opensnoop", &["--run", &line]).finish();
+    finished.assert_clean();
+    let wanted = |event: &&serde_json::Value| event["path"] == path.to_string();
+    let events: Vec<_> = finished.of("event").filter(wanted).collect();
+    assert_eq!(events.len(), 1, "{:?}", finished.records);
+    assert_eq!(events[0]["comm"], "cat");
+    assert_eq!(finished.end()["reason"], "command");
+    assert_eq!(finished.end()["child_status"], 3);
+    assert_eq!(finished.stderr, "said\n");
+    let both = command("opensnoop", &["--run", "true", "--", "true"]).output().expect("run");
+    assert_eq!(both.status.code(), Some(2));
+    Outcome::Passed
+}
+
+/// A tool that is killed leaves its return probes in tracefs; the next one removes them.
+fn left_behind() -> Outcome {
+    let of = |pid: u32| {
+        let list = fs::read_to_string("/sys/kernel/tracing/kprobe_events").unwrap_or_default();
+        list.lines().filter(|line| line.contains(&format!(":bpfscope/p{pid}_"))).count()
+    };
+    let first = start("execsnoop", &["-x"]);
+    let pid = first.pid();
+    if of(pid) == 0 {
+        first.stop();
+        return Outcome::Skipped("its way here has no return probes".into());
+    }
+    first.stop_with(Signal::SIGKILL);
+    assert_ne!(of(pid), 0);
+    let second = start("execsnoop", &["-x"]);
+    assert_eq!(of(pid), 0);
+    let pid = second.pid();
+    assert_ne!(of(pid), 0);
+    second.stop().assert_clean();
+    assert_eq!(of(pid), 0);
+    Outcome::Passed
+}
+
+/// No tool of those that exist needs tracefs: they hook by BTF and by perf's own probes, only that
+/// return probes then have little room.
 fn no_tracefs() -> Outcome {
     for tool in tools() {
         let hide = "for at in /sys/kernel/tracing /sys/kernel/debug; do \

@@ -24,6 +24,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::MapFlags;
 use nix::sys::mman::ProtFlags;
@@ -42,12 +43,14 @@ use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::scratch;
 use crate::support::start;
+use crate::support::wait_until_in_call;
 
 pub const CASES: &[Case] = &[
     Case::alone("every exec of a burst once", burst),
     Case::new("every way to exec", every_way),
     Case::new("scripts", scripts),
     Case::new("failures", failures),
+    Case::new("many that wait at once", waiting),
     Case::new("callers of 32-bit calls", compat),
     Case::new("a thread that is not the first", other_thread),
     Case::new("long lists are cut and marked", long_lists),
@@ -140,9 +143,16 @@ fn argv(args: &[&str]) -> Argv {
     Argv { _strings: strings, pointers }
 }
 
-/// Runs `act` in a child process, which then exits with 77, and waits for it. `act` may only make
-/// system calls: other threads of the tests may hold locks.
+/// Runs `act` as [`fork_child`] does, and waits for its end.
 fn child(act: impl Fn()) -> (u64, WaitStatus) {
+    let child = fork_child(act);
+    let status = waitpid(child, None).expect("waitpid");
+    (u64::try_from(child.as_raw()).expect("pid"), status)
+}
+
+/// Runs `act` in a child process, which then exits with 77. `act` may only make system calls:
+/// other threads of the tests may hold locks.
+fn fork_child(act: impl Fn()) -> Pid {
     // SAFETY: the child makes system calls only.
     match unsafe { fork() }.expect("fork") {
         ForkResult::Child => {
@@ -150,10 +160,7 @@ fn child(act: impl Fn()) -> (u64, WaitStatus) {
             // SAFETY: ends the child without running anything of the tests.
             unsafe { libc::_exit(77) }
         }
-        ForkResult::Parent { child } => {
-            let status = waitpid(child, None).expect("waitpid");
-            (u64::try_from(child.as_raw()).expect("pid"), status)
-        }
+        ForkResult::Parent { child } => child,
     }
 }
 
@@ -566,6 +573,44 @@ fn compat() -> Outcome {
 #[cfg(not(target_arch = "x86_64"))]
 fn compat() -> Outcome {
     Outcome::Skipped("32-bit calls are made with x86 instructions".into())
+}
+
+/// Failing execs that are all under way at the same time: they wait for a lease on the file that
+/// is not a program.
+fn waiting() -> Outcome {
+    const EXECS: usize = 32;
+    let directory = scratch("waiting");
+    let path = directory.join("leased");
+    executable(&path, b"");
+    let file = File::open(&path).expect("open");
+    let c_path = c_string(&path);
+    let list = argv(&["given-name"]);
+    let tool = start("execsnoop", &["-x"]);
+    // The lease's holder gets SIGIO when somebody waits for it; the test looks for itself.
+    // SAFETY: ignoring a signal.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+    // SAFETY: plain system calls on a descriptor that is open.
+    let lease =
+        |kind: libc::c_int| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
+    assert_eq!(lease(libc::F_WRLCK), 0, "a lease: {}", Errno::last());
+    let pids: Vec<Pid> = (0..EXECS)
+        .map(|_| fork_child(|| execve(c_path.as_ptr(), list.pointers.as_ptr())))
+        .collect();
+    for pid in &pids {
+        wait_until_in_call(u64::try_from(pid.as_raw()).expect("pid"), libc::SYS_execve);
+    }
+    assert_eq!(lease(libc::F_UNLCK), 0);
+    for pid in &pids {
+        assert_eq!(waitpid(*pid, None), Ok(WaitStatus::Exited(*pid, 77)));
+    }
+    let finished = tool.stop();
+    finished.assert_clean();
+    for pid in pids {
+        let events = of_pid(&finished, u64::try_from(pid.as_raw()).expect("pid"));
+        let seen: Vec<_> = events.iter().map(|e| e["ret"].as_i64()).collect();
+        assert_eq!(seen, [Some(-i64::from(libc::ENOEXEC))], "{pid}");
+    }
+    Outcome::Passed
 }
 
 /// What the second thread of [`other_thread`]'s child has.

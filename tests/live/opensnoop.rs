@@ -12,7 +12,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
 use std::thread;
+use std::thread::JoinHandle;
 
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
@@ -27,6 +29,7 @@ use nix::mount::MsFlags;
 use nix::mount::mount;
 use nix::mount::umount2;
 use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::Value;
 
 use crate::support::Case;
@@ -37,10 +40,12 @@ use crate::support::gettid;
 use crate::support::scratch;
 use crate::support::start;
 use crate::support::uring;
+use crate::support::wait_until_in_call;
 
 pub const CASES: &[Case] = &[
     Case::alone("every open of a burst once", burst),
     Case::new("every way to open", every_way),
+    Case::new("many that wait at once", waiting),
     Case::new("callers of 32-bit calls", compat),
     Case::new("io_uring", io_uring),
     Case::new("full paths", full_paths),
@@ -63,6 +68,47 @@ fn below<'a>(finished: &'a Finished, directory: &Path) -> Vec<&'a Value> {
         .of("event")
         .filter(move |event| event["path"].as_str().is_some_and(|path| path.starts_with(&start)))
         .collect()
+}
+
+/// Opens that wait all at the same time, more than any kernel has return probes for by default.
+fn waiting() -> Outcome {
+    const OPENS: usize = 64;
+    let directory = scratch("waiting");
+    let fifo = directory.join("fifo");
+    mkfifo(&fifo, Mode::S_IRWXU).expect("mkfifo");
+    let tool = start("opensnoop", &[]);
+    let (tell, told) = mpsc::channel();
+    let waiters: Vec<JoinHandle<()>> = (0..OPENS)
+        .map(|_| {
+            let (tell, fifo) = (tell.clone(), fifo.clone());
+            thread::spawn(move || {
+                tell.send(gettid()).expect("told");
+                drop(open(&fifo, OFlag::O_RDONLY, Mode::empty()).expect("opened"));
+            })
+        })
+        .collect();
+    let mut tids: Vec<u64> = (0..OPENS).map(|_| told.recv().expect("a thread")).collect();
+    for tid in &tids {
+        wait_until_in_call(*tid, libc::SYS_openat);
+    }
+    let writer = open(&fifo, OFlag::O_WRONLY | OFlag::O_NONBLOCK, Mode::empty()).expect("writer");
+    for waiter in waiters {
+        waiter.join().expect("joined");
+    }
+    drop(writer);
+    let finished = tool.stop();
+    finished.assert_clean();
+    let shown = |event: &&Value| event["fd"].as_i64().is_some_and(|fd| fd >= 0);
+    let mut seen: Vec<u64> = below(&finished, &fifo)
+        .into_iter()
+        .filter(shown)
+        .map(|event| event["tid"].as_u64().expect("tid"))
+        .collect();
+    tids.push(gettid());
+    tids.sort_unstable();
+    seen.sort_unstable();
+    assert_eq!(seen, tids);
+    Outcome::Passed
 }
 
 /// 20,000 opens in a tight loop: every one is there, once, with its result, or counted as lost;

@@ -190,7 +190,7 @@ no known submitter: PID 0, COMM ?, and filters on the task leave them out. An in
         let mut since = session.output.clock.now();
         let mut report = |out: &mut Output| -> Result<()> {
             let mut rows: HashMap<Key, Count> = HashMap::new();
-            for (key, parts) in intervals.next()?.iter() {
+            for (key, parts) in intervals.end_interval()?.iter() {
                 let key = maps::copy::<types::top_key>(key)?;
                 let key = Key {
                     cgroup_id: key.cgroup_id,

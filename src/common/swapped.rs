@@ -39,7 +39,7 @@ impl<'a> Swapped<'a> {
     ///
     /// # Errors
     /// Fails when the kernel refuses.
-    pub fn next(&mut self) -> Result<Entries> {
+    pub fn end_interval(&mut self) -> Result<Entries> {
         let options = libbpf_sys::bpf_map_create_opts {
             sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
             ..Default::default()

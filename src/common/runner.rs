@@ -31,6 +31,9 @@ use libbpf_rs::skel::Skel as _;
 use libbpf_rs::skel::SkelBuilder as _;
 
 use crate::btf::KernelBtf;
+use crate::cgroup;
+use crate::cgroup_names;
+use crate::cgroup_names::CgroupNames;
 use crate::cli::Common;
 use crate::cli::add_common;
 use crate::error;
@@ -45,6 +48,7 @@ use crate::output::Output;
 use crate::output::complain;
 use crate::privileges;
 use crate::probe;
+use crate::probe::Hook;
 use crate::probe::Kernel;
 use crate::record::Records;
 use crate::saved;
@@ -232,7 +236,7 @@ fn climb<T: Tool>(tool: &T, common: &Common, records: &Records, output: Output) 
     };
     let mut output = Some(output);
     let mut refusals: Vec<String> = Vec::new();
-    kernel.look_for(&programs);
+    kernel.look_for(&programs)?;
     let mut ways: Vec<Way> = Vec::new();
     for way in probe::order(tool.ways(), &programs, &kernel) {
         match probe::settle(&way, &programs, &kernel) {
@@ -288,7 +292,10 @@ fn attempt<T: Tool>(
     take_warnings();
     let mut storage = MaybeUninit::uninit();
     let mut open = builder::<T>(types)?.open(&mut storage).context("opening the object")?;
-    let _models = prepare(open.open_object_mut(), common, way)?;
+    // Ids of cgroups are named, or containers looked for.
+    let watch = cgroup::mount().is_some()
+        && (!common.container.is_empty() || output.as_ref().is_some_and(Output::names_cgroups));
+    let _models = prepare(open.open_object_mut(), common, way, watch)?;
     let state_offset = ReaderState::offset(open.open_object())?;
     tool.configure(&mut open, way)?;
     let skel = match open.load() {
@@ -296,7 +303,7 @@ fn attempt<T: Tool>(
         Err(error) => return Ok(Attempt::Refused(explain(&format!("{error:#}")))),
     };
     let object = skel.object();
-    let (attached, way, held) = match attach(name, object, common, way)? {
+    let (attached, way, held, cgroups) = match attach(name, object, common, way, watch)? {
         Ok(done) => done,
         Err(reason) => return Ok(Attempt::Refused(reason)),
     };
@@ -306,12 +313,17 @@ fn attempt<T: Tool>(
         complain(name, &format!("way {}: {}{more}", way.name, way.programs.join(" ")));
     }
     let reader_state = state_offset.map(|offset| ReaderState::of(object, offset)).transpose()?;
+    for text in cgroups.unmatched() {
+        complain(name, &format!("there is no container '{text}' yet: waiting for it"));
+    }
+    let mut output = output.take().context("the output was already taken")?;
+    output.cgroups = cgroups;
     let mut session = Session::new(Start {
         name,
         common,
         way: &way,
         object,
-        output: output.take().context("the output was already taken")?,
+        output,
         waiter: Waiter::new()?,
         attached,
         reader_state,
@@ -323,13 +335,21 @@ fn attempt<T: Tool>(
 
 /// What is common to all tools between open and load. The maps that are returned must stay open
 /// until the load.
-fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapHandle>> {
+fn prepare(
+    open: &mut OpenObject,
+    common: &Common,
+    way: &Way,
+    watch: bool,
+) -> Result<Vec<MapHandle>> {
     let tree = filter::filters_tree(common);
+    let cgroups = cgroup_programs(common, watch);
     for mut program in open.progs_mut() {
         let name = program.name().to_string_lossy().into_owned();
         let name = name.as_str();
         let wanted = if filter::TREE_PROGRAMS.contains(&name) {
             tree
+        } else if cgroup_names::PROGRAMS.contains(&name) {
+            cgroups.contains(&name)
         } else {
             way.programs.contains(&name) || way.optional.contains(&name)
         };
@@ -344,6 +364,9 @@ fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapH
         if let Some((_, of_way)) = name.split_once("__") {
             map.set_autocreate(of_way == way.name)?;
         }
+        if cgroup_names::MAPS.contains(&name.as_str()) {
+            map.set_autocreate(watch)?;
+        }
         if name == "events" {
             map.set_max_entries(u32::try_from(buffer)?)?;
         }
@@ -357,7 +380,16 @@ fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapH
     filter::configure(open, common)
 }
 
-type Hooked = (Vec<Attached>, Way, Option<Held>);
+/// Programs that tell of cgroups, as far as they are needed.
+fn cgroup_programs(common: &Common, watch: bool) -> &'static [&'static str] {
+    match (watch, common.container.is_empty()) {
+        (false, _) => &[],
+        (true, true) => &cgroup_names::PROGRAMS[..2],
+        (true, false) => &cgroup_names::PROGRAMS,
+    }
+}
+
+type Hooked = (Vec<Attached>, Way, Option<Held>, CgroupNames);
 
 /// Attaches the way's programs in its order. The inner error is why this kernel does not take it.
 fn attach(
@@ -365,6 +397,7 @@ fn attach(
     object: &Object,
     common: &Common,
     way: &Way,
+    watch: bool,
 ) -> Result<Result<Hooked, String>> {
     filter::fill(object, common)?;
     let one = |name: &'static str| -> Result<Attached, String> {
@@ -390,6 +423,14 @@ fn attach(
             filter::plant_tree(object, root)?;
         }
     }
+    for name in cgroup_programs(common, watch) {
+        match one(name) {
+            Ok(hooked) => attached.push(hooked),
+            Err(reason) => return Ok(Err(reason)),
+        }
+    }
+    let cgroups =
+        if watch { CgroupNames::watch(object, &common.container)? } else { CgroupNames::default() };
     for name in &way.programs {
         match one(name) {
             Ok(hooked) => attached.push(hooked),
@@ -409,12 +450,13 @@ fn attach(
     }
     if !common.command.is_empty() {
         let command = sys::hold_command(&common.command)?;
-        if filter::filters_tree(common) {
+        // With --tree another process is meant.
+        if filter::filters_tree(common) && common.tree.is_none() {
             filter::plant_tree(object, command.pid)?;
         }
         held = Some(command);
     }
-    Ok(Ok((attached, Way { optional, ..way.clone() }, held)))
+    Ok(Ok((attached, Way { optional, ..way.clone() }, held, cgroups)))
 }
 
 /// Attaches a program; a return probe with room for many calls at once where that is possible.
@@ -426,7 +468,13 @@ fn hook_in(program: &ProgramMut<'_>, tool: &str) -> Result<(Link, Option<ReturnP
             Err(error) => Some((function, error)),
         },
     };
-    let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
+    let section = program.section().to_string_lossy();
+    let link = match probe::hook(&section) {
+        // Their sections have handlers of our own, which do not attach.
+        Hook::Function(_) | Hook::TypedTracepoint(_) => program.attach_trace(),
+        Hook::Other => program.attach(),
+    };
+    let link = link.map_err(|error| explain(&format!("{error:#}")))?;
     if let Some((function, error)) = narrow {
         complain(
             tool,

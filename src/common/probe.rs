@@ -122,7 +122,7 @@ impl Kernel {
 
     /// Whether there is a tracepoint that one of the programs names; `None` when nobody can say.
     fn has_tracepoint(&self, name: &str) -> Option<bool> {
-        self.btf.as_ref().map(|_| self.found.contains(name))
+        self.btf.as_ref().map(|_| self.found.contains(&format!("tp_btf/{name}")))
     }
 
     fn struct_has(&self, structure: &str, member: &str) -> bool {

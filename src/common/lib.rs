@@ -44,6 +44,7 @@ mod saved;
 pub mod schema;
 pub mod session;
 pub mod shared;
+pub mod swapped;
 pub mod symbols;
 pub mod sys;
 pub mod table;

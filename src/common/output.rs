@@ -193,7 +193,8 @@ impl Plan {
             let declared = columns.iter().find(|c| c.field == name).cloned();
             let fresh = || {
                 let header: &'static str = name.to_uppercase().leak();
-                let time = (name == "ts").then_some((TimeFormat::Iso, 9));
+                let format = choice.time_format.unwrap_or(TimeFormat::Iso);
+                let time = (name == "ts").then_some((format, 9));
                 // Most processes are in no container, which is not the same as not knowing.
                 let none = ["container", "container_id", "runtime", "pod", "unit"].contains(&name);
                 let null = if none { "-" } else { "?" };

@@ -29,6 +29,7 @@ const SIGNAL: u64 = 0;
 const STDOUT: u64 = 1;
 const EVENTS: u64 = 2;
 const CHILD: u64 = 3;
+const ASIDE: u64 = 4;
 
 /// How long a reader that is fed pauses between two looks; also the longest that an event waits.
 pub const PAUSE: Duration = Duration::from_millis(100);
@@ -44,6 +45,8 @@ pub enum Wake {
     ReaderGone,
     /// The command of `--run` has ended.
     ChildEnded,
+    /// What goes on beside the events wants attention: [`crate::aside`].
+    Aside,
 }
 
 /// Waits for everything at once.
@@ -89,6 +92,17 @@ impl Waiter {
         self.epoll.add(pidfd, event).context("epoll_ctl on process")
     }
 
+    /// Watches a descriptor of [`crate::aside`]; one that is watched already stays so.
+    ///
+    /// # Errors
+    /// Fails when it cannot be watched.
+    pub fn watch_aside(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        match self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, ASIDE)) {
+            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Err(error) => Err(error).context("epoll_ctl"),
+        }
+    }
+
     /// Waits until something happens or `until`; `None` = for as long as it takes.
     ///
     /// # Errors
@@ -104,7 +118,7 @@ impl Waiter {
                     EpollTimeout::from(u16::try_from(ms).unwrap_or(60_000))
                 }
             };
-            let mut events = [EpollEvent::empty(); 4];
+            let mut events = [EpollEvent::empty(); 16];
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 // The handler has made the signal descriptor readable.
@@ -121,6 +135,9 @@ impl Waiter {
             }
             if has(CHILD) {
                 return Ok(Wake::ChildEnded);
+            }
+            if has(ASIDE) {
+                return Ok(Wake::Aside);
             }
             if has(EVENTS) || until.is_some_and(|until| until <= Instant::now()) {
                 return Ok(Wake::Look);

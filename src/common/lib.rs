@@ -2,17 +2,21 @@
 
 //! The library that every bpfscope tool stands on. `docs/architecture.md` is the map.
 
+pub mod aside;
 pub mod block;
 pub mod btf;
 pub mod btf_subset;
 pub mod cgroup;
 pub mod cli;
+pub mod cpus;
 pub mod disks;
 pub mod docs;
 pub mod error;
 pub mod escape;
 pub mod event_loop;
 pub mod filter;
+#[cfg(feature = "flame-graph")]
+pub mod flame_graph;
 pub mod globals;
 pub mod histogram;
 pub mod kretprobe;
@@ -22,6 +26,9 @@ pub mod multi;
 pub mod names;
 pub mod net;
 pub mod output;
+pub mod perf;
+#[cfg(feature = "pprof")]
+pub mod pprof;
 pub mod prelude;
 pub mod privileges;
 pub mod probe;
@@ -29,6 +36,7 @@ pub mod record;
 pub mod runner;
 pub mod session;
 pub mod shared;
+pub mod stacks;
 pub mod symbols;
 pub mod sys;
 pub mod time;

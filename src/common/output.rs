@@ -219,6 +219,7 @@ pub struct Output {
     pub full: bool,
     report: u64,
     reader: Reader,
+    fields_chosen: bool,
 }
 
 impl Output {
@@ -258,6 +259,7 @@ impl Output {
             full: false,
             report: 0,
             reader: Reader::There,
+            fields_chosen: choice.fields.is_some(),
         })
     }
 
@@ -350,6 +352,16 @@ impl Output {
     pub fn row(&mut self, kind: usize, values: &[Value<'_>]) -> bool {
         let now = self.clock.now();
         self.record(kind, now, None, values)
+    }
+
+    /// Shows one entry of a report that is not a line of a table: as text what `text` writes,
+    /// unless the user asked for certain fields.
+    pub fn entry(&mut self, kind: usize, values: &[Value<'_>], text: impl FnOnce(&mut Vec<u8>)) {
+        if self.form != Form::Columns || self.fields_chosen {
+            self.row(kind, values);
+        } else if self.take() {
+            text(&mut self.buffer);
+        }
     }
 
     fn record(

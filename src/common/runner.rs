@@ -27,6 +27,7 @@ use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::Skel as _;
 use libbpf_rs::skel::SkelBuilder as _;
 
+use crate::aside::Asides;
 use crate::btf::KernelBtf;
 use crate::cli::Common;
 use crate::cli::add_common;
@@ -246,10 +247,13 @@ fn attempt<T: Tool>(
         Ok(done) => done,
         Err(reason) => return Ok(Attempt::Refused(reason)),
     };
+    let mut asides = Asides::default();
+    if let Err(error) = tool.attach(&skel, common, &mut asides) {
+        return Ok(Attempt::Refused(format!("{error:#}")));
+    }
     if common.verbose {
-        let optional = way.optional.join(" ");
-        let more = if optional.is_empty() { String::new() } else { format!(" {optional}") };
-        complain(name, &format!("way {}: {}{more}", way.name, way.programs.join(" ")));
+        let programs = [&way.programs[..], &way.by_hand, &way.optional].concat();
+        complain(name, &format!("way {}: {}", way.name, programs.join(" ")));
     }
     let reader_state = state_offset.map(|offset| ReaderState::of(object, offset)).transpose()?;
     let mut session = Session::new(Start {
@@ -260,6 +264,7 @@ fn attempt<T: Tool>(
         output: output.take().context("the output was already taken")?,
         waiter: Waiter::new()?,
         attached,
+        asides,
         reader_state,
     });
     session.ready(records, held)?;
@@ -277,7 +282,7 @@ fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapH
         let wanted = if filter::TREE_PROGRAMS.contains(&name) {
             tree
         } else {
-            way.programs.contains(&name) || way.optional.contains(&name)
+            [&way.programs, &way.by_hand, &way.optional].iter().any(|of| of.contains(&name))
         };
         program.set_autoload(wanted);
     }

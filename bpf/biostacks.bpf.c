@@ -93,7 +93,7 @@ static __always_inline int submitted(__u64 *ctx, void *slots)
 
 	__u64 id = bpf_get_current_pid_tgid();
 	struct stack_slot *slot = event_slot(slots);
-	struct origin origin = { .start_ns = bpf_ktime_get_ns(), .pid = id >> 32 };
+	struct origin origin = { .start_ns = bpf_ktime_get_ns(), .pid = current_ids() >> 32 };
 
 	if (!slot || !twin_first((__u32)id))
 		return 0;

@@ -47,19 +47,59 @@ static __always_inline __u64 ring_flags(void)
 	return BPF_RB_FORCE_WAKEUP;
 }
 
+/* Events a second that --max-rate lets through; 0 = all. */
+const volatile __u64 rate_limit = 0;
+
+/* The second since boot that is under way, and the events sent in it. */
+__u64 rate_second;
+__u64 rate_count;
+
+/*
+ * Whether one more event may be sent in this second; counts it, or the refusal. CPUs that look at
+ * the same moment may send one event each above the limit: an exact brake would be a lock.
+ */
+static __always_inline bool rate_allows(void)
+{
+	if (!rate_limit)
+		return true;
+
+	__u64 second = bpf_ktime_get_ns() / 1000000000;
+
+	if (READ_ONCE(rate_second) != second) {
+		WRITE_ONCE(rate_second, second);
+		WRITE_ONCE(rate_count, 0);
+	}
+	if (READ_ONCE(rate_count) >= rate_limit) {
+		count_rate_limited();
+		return false;
+	}
+	add_atomically(&rate_count, 1);
+	return true;
+}
+
+/* Sends what is no event by itself but helps to show others; --max-rate does not concern it. */
+static __always_inline void record_output(void *record, __u64 size)
+{
+	if (bpf_ringbuf_output(&events, record, size, ring_flags()))
+		count_lost();
+}
+
 /* Sends an event of any length that was built elsewhere. */
 static __always_inline void event_output(void *event, __u64 size)
 {
-	if (bpf_ringbuf_output(&events, event, size, ring_flags()))
-		count_lost();
+	if (rate_allows())
+		record_output(event, size);
 }
 
 /* For events of a fixed size: room in the ring itself, or NULL (counted). Then event_submit(). */
 #define event_reserve(type)                                                                        \
 	({                                                                                         \
-		type *__event = bpf_ringbuf_reserve(&events, sizeof(type), 0);                     \
-		if (!__event)                                                                      \
-			count_lost();                                                              \
+		type *__event = NULL;                                                              \
+		if (rate_allows()) {                                                               \
+			__event = bpf_ringbuf_reserve(&events, sizeof(type), 0);                   \
+			if (!__event)                                                              \
+				count_lost();                                                      \
+		}                                                                                  \
 		__event;                                                                           \
 	})
 

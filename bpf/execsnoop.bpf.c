@@ -32,7 +32,7 @@ struct event {
 	struct event_head head;
 	/* 0, or a negative errno. */
 	__s32 result;
-	/* The thread that called: its id becomes that of the process. */
+	/* The thread that called: its id becomes that of the process. 0 = not known. */
 	__u32 caller_tid;
 	__u32 cpu;
 	/* What the path of a failed exec is relative to; AT_FDCWD where it does not matter. */
@@ -82,6 +82,7 @@ EXPORT_STRUCT(exec_slot);
 EXEC_SLOT(slot_exec);
 EXEC_SLOT(slot_exec_twin);
 EXEC_SLOT(slot_failed_execve);
+EXEC_SLOT(slot_failed_execve_twin);
 EXEC_SLOT(slot_failed_execveat);
 EXEC_SLOT(slot_failed_compat_execve);
 EXEC_SLOT(slot_failed_compat_execveat);
@@ -228,7 +229,11 @@ static __always_inline int exec_done(void *map, __u32 old_tid, struct linux_binp
 	const char *filename = BPF_CORE_READ(bprm, filename);
 	const char *interpreter = BPF_CORE_READ(bprm, interp);
 
-	event->caller_tid = old_tid;
+	/* Which number the thread had in a PID namespace is not known any more. */
+	if (!pidns_inode)
+		event->caller_tid = old_tid;
+	else if (old_tid != event->head.host_tid)
+		event->caller_tid = 0;
 
 	__u64 used = read_kernel_string(slot->text, PATH_ROOM, filename);
 
@@ -348,7 +353,7 @@ static __always_inline void walk_args(struct exec_slot *slot)
 }
 
 static __always_inline int exec_failed(void *map, struct pt_regs *regs, bool is_at, bool is_32bit,
-				       long result)
+				       bool twin, long result)
 {
 	struct exec_call call;
 
@@ -356,6 +361,8 @@ static __always_inline int exec_failed(void *map, struct pt_regs *regs, bool is_
 		return 0;
 	exec_call(&call, regs, is_at, is_32bit);
 	if ((call.flags & AT_EXECVE_CHECK) || !filter_current())
+		return 0;
+	if (twin && !twin_first((__u32)bpf_get_current_pid_tgid()))
 		return 0;
 
 	struct exec_slot *slot = exec_slot(map);
@@ -393,29 +400,18 @@ static __always_inline int exec_failed(void *map, struct pt_regs *regs, bool is_
  * Not on 5.10, whose types have only a declaration of the struct that execveat's function takes.
  */
 
-SEC("fexit/" SYSCALL_NATIVE "execve")
-int BPF_PROG(execve__fexit, struct pt_regs *regs, long result)
-{
-	return exec_failed(&slot_failed_execve, regs, false, false, result);
-}
+#define FAILED_FEXIT(name, function, is_at, is_32bit, twin)                                        \
+	SEC("fexit/" function)                                                                     \
+	int BPF_PROG(name##__fexit, struct pt_regs *regs, long result)                             \
+	{                                                                                          \
+		return exec_failed(&slot_failed_##name, regs, is_at, is_32bit, twin, result);      \
+	}
 
-SEC("fexit/" SYSCALL_NATIVE "execveat")
-int BPF_PROG(execveat__fexit, struct pt_regs *regs, long result)
-{
-	return exec_failed(&slot_failed_execveat, regs, true, false, result);
-}
-
-SEC("fexit/" SYSCALL_COMPAT "execve")
-int BPF_PROG(compat_execve__fexit, struct pt_regs *regs, long result)
-{
-	return exec_failed(&slot_failed_compat_execve, regs, false, true, result);
-}
-
-SEC("fexit/" SYSCALL_COMPAT "execveat")
-int BPF_PROG(compat_execveat__fexit, struct pt_regs *regs, long result)
-{
-	return exec_failed(&slot_failed_compat_execveat, regs, true, true, result);
-}
+FAILED_FEXIT(execve, SYSCALL_NATIVE "execve", false, false, true)
+FAILED_FEXIT(execve_twin, SYSCALL_NATIVE "execve", false, false, true)
+FAILED_FEXIT(execveat, SYSCALL_NATIVE "execveat", true, false, false)
+FAILED_FEXIT(compat_execve, SYSCALL_COMPAT "execve", false, true, false)
+FAILED_FEXIT(compat_execveat, SYSCALL_COMPAT "execveat", true, true, false)
 
 /* ---- way kprobe ---- */
 
@@ -448,7 +444,7 @@ static __always_inline int exec_return(void *map, bool is_at, bool is_32bit, lon
 	struct pt_regs *regs = (struct pt_regs *)*found;
 
 	bpf_map_delete_elem(&calls__kprobe, &tid);
-	return exec_failed(map, regs, is_at, is_32bit, result);
+	return exec_failed(map, regs, is_at, is_32bit, false, result);
 }
 
 /* A thread that is not the first returns under another id: its entry goes here. */
@@ -461,53 +457,23 @@ int exec__kprobe(struct bpf_raw_tracepoint_args *ctx)
 	return exec_done(&slot_exec, old_tid, (struct linux_binprm *)ctx->args[2]);
 }
 
-SEC("kprobe/" SYSCALL_NATIVE "execve")
-int BPF_KPROBE(execve_enter__kprobe, struct pt_regs *regs)
-{
-	return exec_enter(regs);
-}
+#define FAILED_KPROBE(name, function, is_at, is_32bit)                                             \
+	SEC("kprobe/" function)                                                                    \
+	int BPF_KPROBE(name##_enter__kprobe, struct pt_regs *regs)                                 \
+	{                                                                                          \
+		return exec_enter(regs);                                                           \
+	}                                                                                          \
+                                                                                                   \
+	SEC("kretprobe/" function)                                                                 \
+	int BPF_KRETPROBE(name##_exit__kprobe, long result)                                        \
+	{                                                                                          \
+		return exec_return(&slot_failed_##name, is_at, is_32bit, result);                  \
+	}
 
-SEC("kretprobe/" SYSCALL_NATIVE "execve")
-int BPF_KRETPROBE(execve_exit__kprobe, long result)
-{
-	return exec_return(&slot_failed_execve, false, false, result);
-}
-
-SEC("kprobe/" SYSCALL_NATIVE "execveat")
-int BPF_KPROBE(execveat_enter__kprobe, struct pt_regs *regs)
-{
-	return exec_enter(regs);
-}
-
-SEC("kretprobe/" SYSCALL_NATIVE "execveat")
-int BPF_KRETPROBE(execveat_exit__kprobe, long result)
-{
-	return exec_return(&slot_failed_execveat, true, false, result);
-}
-
-SEC("kprobe/" SYSCALL_COMPAT "execve")
-int BPF_KPROBE(compat_execve_enter__kprobe, struct pt_regs *regs)
-{
-	return exec_enter(regs);
-}
-
-SEC("kretprobe/" SYSCALL_COMPAT "execve")
-int BPF_KRETPROBE(compat_execve_exit__kprobe, long result)
-{
-	return exec_return(&slot_failed_compat_execve, false, true, result);
-}
-
-SEC("kprobe/" SYSCALL_COMPAT "execveat")
-int BPF_KPROBE(compat_execveat_enter__kprobe, struct pt_regs *regs)
-{
-	return exec_enter(regs);
-}
-
-SEC("kretprobe/" SYSCALL_COMPAT "execveat")
-int BPF_KRETPROBE(compat_execveat_exit__kprobe, long result)
-{
-	return exec_return(&slot_failed_compat_execveat, true, true, result);
-}
+FAILED_KPROBE(execve, SYSCALL_NATIVE "execve", false, false)
+FAILED_KPROBE(execveat, SYSCALL_NATIVE "execveat", true, false)
+FAILED_KPROBE(compat_execve, SYSCALL_COMPAT "execve", false, true)
+FAILED_KPROBE(compat_execveat, SYSCALL_COMPAT "execveat", true, true)
 
 /* ---- way rawtp ---- */
 
@@ -527,5 +493,5 @@ int exec_exit__rawtp(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!is_at && number != (is_32bit ? NR32_execve : NR_execve))
 		return 0;
-	return exec_failed(&slot_failed_execve, regs, is_at, is_32bit, result);
+	return exec_failed(&slot_failed_execve, regs, is_at, is_32bit, false, result);
 }

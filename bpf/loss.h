@@ -10,6 +10,8 @@ struct loss {
 	__u64 lost;
 	/* Map insertions and storage creations that the kernel refused. */
 	__u64 map_full;
+	/* Events that the user's own limit left out (--max-rate). */
+	__u64 rate_limited;
 };
 
 struct {
@@ -35,6 +37,15 @@ static __always_inline void count_map_full(void)
 
 	if (loss)
 		loss->map_full++;
+}
+
+static __always_inline void count_rate_limited(void)
+{
+	__u32 zero = 0;
+	struct loss *loss = bpf_map_lookup_elem(&losses, &zero);
+
+	if (loss)
+		loss->rate_limited++;
 }
 
 /* bpf_map_update_elem for state that must not vanish silently: a refusal is counted. */

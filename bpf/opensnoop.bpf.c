@@ -12,6 +12,7 @@
 #include "filter.h"
 #include "path.h"
 #include "syscall.h"
+#include "twin.h"
 
 #define EAGAIN 11
 #define PF_IO_WORKER 0x00000010
@@ -51,6 +52,7 @@ struct open_slot {
 
 /* One slot a program: see EVENT_SLOT. */
 EVENT_SLOT(slot_exit, struct open_slot);
+EVENT_SLOT(slot_twin__fexit, struct open_slot);
 
 static __always_inline bool flags_wanted(__u32 flags)
 {
@@ -109,15 +111,10 @@ static __always_inline void send(struct open_slot *slot)
 }
 
 /* An open is over: path is the caller's pointer, read now because the kernel has read it too. */
-static __always_inline int open_done(void *ctx, bool full, int dirfd, const char *path, __u64 flags,
-				     __u64 mode, int result)
+static __always_inline int open_done(void *ctx, void *slot_map, bool full, int dirfd,
+				     const char *path, __u64 flags, __u64 mode, int result)
 {
-	if (want_failed_only && result >= 0)
-		return 0;
-	if (!flags_wanted(flags) || !filter_current())
-		return 0;
-
-	struct open_slot *slot = event_slot(&slot_exit);
+	struct open_slot *slot = event_slot(slot_map);
 
 	if (!slot)
 		return 0;
@@ -144,6 +141,13 @@ static __always_inline int open_done(void *ctx, bool full, int dirfd, const char
 	return 0;
 }
 
+static __always_inline bool wanted(__u64 flags, int result)
+{
+	if (want_failed_only && result >= 0)
+		return false;
+	return flags_wanted(flags) && filter_current();
+}
+
 /*
  * Following a path across mounts is a third of a program, and of what loading it costs. So each
  * program is there twice, and the one that does it ("full") is loaded only for -F.
@@ -152,17 +156,21 @@ static __always_inline int open_done(void *ctx, bool full, int dirfd, const char
 /* ---- way fexit ---- */
 
 /* The result is read as an int: it is a long until 6.x and an int in 7.x, without a sign above. */
-SEC("fexit/do_sys_openat2")
-int BPF_PROG(open__fexit, int dirfd, const char *path, struct open_how *how, int result)
-{
-	return open_done(ctx, false, dirfd, path, how->flags, how->mode, result);
-}
+#define OPEN_FEXIT(name, slot, full)                                                               \
+	SEC("fexit/do_sys_openat2")                                                                \
+	int BPF_PROG(name, int dirfd, const char *path, struct open_how *how, int result)          \
+	{                                                                                          \
+		__u32 tid = (__u32)bpf_get_current_pid_tgid();                                     \
+                                                                                                   \
+		if (!wanted(how->flags, result) || !twin_first(tid))                               \
+			return 0;                                                                  \
+		return open_done(ctx, slot, full, dirfd, path, how->flags, how->mode, result);     \
+	}
 
-SEC("fexit/do_sys_openat2")
-int BPF_PROG(open_full__fexit, int dirfd, const char *path, struct open_how *how, int result)
-{
-	return open_done(ctx, true, dirfd, path, how->flags, how->mode, result);
-}
+OPEN_FEXIT(open__fexit, &slot_exit, false)
+OPEN_FEXIT(open_twin__fexit, &slot_twin__fexit, false)
+OPEN_FEXIT(open_full__fexit, &slot_exit, true)
+OPEN_FEXIT(open_full_twin__fexit, &slot_twin__fexit, true)
 
 /* ---- way kprobe ---- */
 
@@ -204,8 +212,10 @@ static __always_inline int open_returns(void *ctx, bool full, int result)
 	struct open_args args = *found;
 
 	bpf_map_delete_elem(&open_args__kprobe, &tid);
-	return open_done(ctx, full, args.dirfd, (const char *)args.path, args.flags, args.mode,
-			 result);
+	if (!wanted(args.flags, result))
+		return 0;
+	return open_done(ctx, &slot_exit, full, args.dirfd, (const char *)args.path, args.flags,
+			 args.mode, result);
 }
 
 SEC("kretprobe/do_sys_openat2")
@@ -460,8 +470,11 @@ static __always_inline int any_returns(struct bpf_raw_tracepoint_args *ctx, bool
 
 	int dirfd = path_index ? (int)syscall_arg(regs, 0, is_32bit) : AT_FDCWD;
 
-	return open_done(ctx, full, dirfd, (const char *)syscall_arg(regs, path_index, is_32bit),
-			 how.flags, how.mode, result);
+	if (!wanted(how.flags, result))
+		return 0;
+	return open_done(ctx, &slot_exit, full, dirfd,
+			 (const char *)syscall_arg(regs, path_index, is_32bit), how.flags, how.mode,
+			 result);
 }
 
 SEC("raw_tp/sys_exit")

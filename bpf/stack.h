@@ -110,7 +110,7 @@ static __always_inline __u64 stack_of(void *ctx, struct stack_slot *slot, __u64 
 static __always_inline void stack_key_of_current(void *ctx, struct stack_slot *slot,
 						 struct stack_key *key, bool is_kthread)
 {
-	__u64 id = bpf_get_current_pid_tgid();
+	__u64 id = current_ids();
 
 	key->pid = id >> 32;
 	key->tid = (__u32)id;

@@ -14,6 +14,7 @@
 #include "filter.h"
 #include "sock.h"
 #include "syscall.h"
+#include "twin.h"
 
 #define EINTR 4
 #define EBADF 9
@@ -254,20 +255,22 @@ static __always_inline int call_done(struct sock *sock, const void *address, int
 
 /* ---- way fexit ---- */
 
-SEC("fexit/tcp_v4_connect")
-int BPF_PROG(connect4__fexit, struct sock *sock, const void *address, int size, int result)
-{
-	/* Within tcp_v6_connect(), which has its own program. */
-	if (sock_family(sock) == AF_INET6)
-		return 0;
-	return call_done(sock, address, size, result);
-}
+/* A connect to a v4-mapped address goes from tcp_v6_connect() to tcp_v4_connect(): seen once. */
+#define CONNECT_FEXIT(name, function, is_v6)                                                       \
+	SEC("fexit/" function)                                                                     \
+	int BPF_PROG(name, struct sock *sock, const void *address, int size, int result)           \
+	{                                                                                          \
+		if (!is_v6 && sock_family(sock) == AF_INET6)                                       \
+			return 0;                                                                  \
+		if (!twin_first((__u32)bpf_get_current_pid_tgid()))                                \
+			return 0;                                                                  \
+		return call_done(sock, address, size, result);                                     \
+	}
 
-SEC("fexit/tcp_v6_connect")
-int BPF_PROG(connect6__fexit, struct sock *sock, const void *address, int size, int result)
-{
-	return call_done(sock, address, size, result);
-}
+CONNECT_FEXIT(connect4__fexit, "tcp_v4_connect", false)
+CONNECT_FEXIT(connect4_twin__fexit, "tcp_v4_connect", false)
+CONNECT_FEXIT(connect6__fexit, "tcp_v6_connect", true)
+CONNECT_FEXIT(connect6_twin__fexit, "tcp_v6_connect", true)
 
 /* ---- way kprobe ---- */
 
@@ -550,7 +553,7 @@ static __always_inline int handshake_end(struct sock *sock, int state)
 	__u32 error = state == TCP_CLOSE ? BPF_CORE_READ(sock, sk_err) : 0;
 	bool has_exit = found->has_exit;
 	bool giving_up = state == TCP_CLOSE && !error && !found->call_over &&
-			 found->event.head.tid == (__u32)bpf_get_current_pid_tgid();
+			 head_is_current(&found->event.head);
 
 	/* The connect itself, which did not come as far as a SYN: its return says why. */
 	if (giving_up && (has_exit || !way_is_tp)) {
@@ -681,7 +684,7 @@ static __always_inline int dns_received(void *slot_map, struct sock *sock, struc
 	head_of_current(&slot->record.head);
 	slot->record.kind = RECORD_DNS;
 	slot->record.size = size;
-	event_output(slot, sizeof(slot->record) + size);
+	record_output(slot, sizeof(slot->record) + size);
 	return 0;
 }
 

@@ -3,15 +3,22 @@
 //! What can be asked of every tool without privileges: its command line, its objects, and that the
 //! generated documentation is up to date.
 
+#[path = "support/schema.rs"]
+mod schema;
+
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
+use std::process::Stdio;
 
 use libbpf_rs::ObjectBuilder;
+use serde_json::Value;
+use serde_json::json;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -109,11 +116,35 @@ fn bad_input_is_a_usage_error_in_every_tool() {
         usage_error(&[tool, "--output", "xml"], "xml");
         usage_error(&[tool, "--fields", "no_such_field"], "no_such_field");
         usage_error(&[tool, "--cgroup", "/no/such/cgroup"], "/no/such/cgroup");
+        for bad in ["", "a b", "web,", "../x", "a/b/c"] {
+            usage_error(&[tool, "--container", bad], "--container");
+        }
         usage_error(&[tool, "--btf", "/no/such/file"], "/no/such/file");
         usage_error(&[tool, "--btf", "/etc/hostname"], "BTF");
         usage_error(&[tool, "--ready-fd", "1"], "--ready-fd");
         usage_error(&[tool, "--uid", "no-such-user"], "no-such-user");
         usage_error(&[tool, "--comm", "a-name-of-more-than-fifteen-bytes"], "15");
+        usage_error(&[tool, "--color", "red"], "red");
+        usage_error(&[tool, "--filter", "pid"], "FIELD OP VALUE");
+        usage_error(&[tool, "--from", "/no/such/file"], "--from");
+        usage_error(&[tool, "--from", "/dev/null", "--pid", "1"], "--pid");
+        usage_error(&[tool, "--from", "/dev/null", "--", "true"], "COMMAND");
+        if events_or_rows(tool).is_empty() {
+            usage_error(&[tool, "--filter", "boot_ns = 1"], "histogram");
+            usage_error(&[tool, "--from", "/dev/null"], "--from");
+        } else {
+            usage_error(&[tool, "--filter", "no_such_field = 1"], "no_such_field");
+            usage_error(&[tool, "--filter", "boot_ns = x"], "'x' is not a number");
+            usage_error(&[tool, "--filter", "ts ~ ("], "regular expression");
+            usage_error(&[tool, "--filter", "ts < 1"], "compare numbers");
+            usage_error(&[tool, "--from", "/dev/null"], "nothing in it");
+        }
+        // Tools without tables have nothing to sort.
+        if !stdout(&[tool, "--help"]).contains("--sort") {
+            usage_error(&[tool, "--sort", "pid"], "--sort");
+            usage_error(&[tool, "--rows", "5"], "--rows");
+            usage_error(&[tool, "--no-clear"], "--no-clear");
+        }
         for option in ["--pid", "--tid", "--ppid", "--limit", "--duration", "--buffer-size"] {
             for value in ["abc", "5x", "0", ""] {
                 usage_error(&[tool, option, value], option);
@@ -121,6 +152,11 @@ fn bad_input_is_a_usage_error_in_every_tool() {
             usage_error(&[tool, &format!("{option}=-1")], option);
         }
     }
+    usage_error(&["man", "no-such-tool"], "no-such-tool");
+    usage_error(&["schema"], "schema");
+    usage_error(&["schema", "no-such-tool"], "no-such-tool");
+    usage_error(&["completions"], "bash");
+    usage_error(&["completions", "csh"], "bash");
     usage_error(&[], "which tool");
     usage_error(&["no-such-tool"], "no-such-tool");
     usage_error(&["docs", "nonsense"], "docs");
@@ -198,11 +234,12 @@ fn every_tool_has_tests_and_a_manual() {
             let known = expect.lines().any(|line| line.split_whitespace().next() == Some(kernel));
             assert!(known, "tests/expect/{tool} does not know {kernel}");
         }
-        let manual = stdout(&["docs", "manual", &tool]);
+        let manual = stdout(&["man", &tool]);
         for heading in ["DESCRIPTION", "EXAMPLES", "OVERHEAD", "LIMITS"] {
-            let (_, text) =
-                manual.split_once(heading).unwrap_or_else(|| panic!("{tool}: {heading}"));
-            assert!(text.lines().nth(1).is_some_and(|line| line.len() > 20), "{tool}: {heading}");
+            let (_, text) = manual
+                .split_once(&format!(".SH {heading}\n"))
+                .unwrap_or_else(|| panic!("{tool}: {heading}"));
+            assert!(text.lines().next().is_some_and(|line| line.len() > 20), "{tool}: {heading}");
         }
     }
 }
@@ -221,18 +258,370 @@ fn nothing_else_names_a_tool() {
             }
         }
     }
+    let tools = tools();
     for path in shared {
         let text = fs::read_to_string(&path).expect("text");
         for (number, line) in text.lines().enumerate() {
             // A section of Cargo's own, [profile.dev], is no tool.
             let comment = line.trim_start().starts_with(['/', '*', '[']);
-            for tool in tools() {
-                let named =
-                    line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == tool);
+            for tool in &tools {
+                let named = line
+                    .split(|c: char| !c.is_alphanumeric() && c != '_')
+                    .any(|w| w == tool.as_str());
                 assert!(comment || !named, "{}:{}: {line}", path.display(), number + 1);
             }
         }
     }
+}
+
+/// The schemas of a tool's events and rows.
+fn events_or_rows(tool: &str) -> Vec<Value> {
+    let schema: Value = serde_json::from_str(&stdout(&["schema", tool])).expect("JSON");
+    let all = schema["oneOf"].as_array().expect("records").clone();
+    let is_own = |record: &Value| {
+        let ty = &record["properties"]["type"]["const"];
+        ty == "event" || ty == "row"
+    };
+    all.into_iter().filter(is_own).collect()
+}
+
+/// Lines of a tool's JSON as it could have written them: of each kind one record with values, and
+/// one in which nothing could be read.
+fn sample(tool: &str) -> Vec<Value> {
+    let fields = stdout(&["docs", "fields", tool]);
+    let times = json!({"ts": "2026-01-02T03:04:05.123456789+00:00", "boot_ns": "7000000000"});
+    let record = |ty: &str, more: Value| {
+        let mut record = json!({"type": ty});
+        for (name, value) in times.as_object().into_iter().chain(more.as_object()).flatten() {
+            record[name] = value.clone();
+        }
+        record
+    };
+    let mut lines = vec![record(
+        "ready",
+        json!({"schema": 1, "tool": tool, "version": "1", "way": "a", "programs": []}),
+    )];
+    for schema in events_or_rows(tool) {
+        let ty = schema["properties"]["type"]["const"].as_str().expect("a type");
+        let title = schema["title"].as_str().expect("a title");
+        let (_, kind) = title.split_once(": ").expect("a kind");
+        let mut full = json!({});
+        let mut empty = json!({});
+        for own in [&mut full, &mut empty] {
+            if schema["properties"]["kind"].is_object() {
+                own["kind"] = kind.into();
+            }
+            if ty == "row" {
+                own["report"] = 0.into();
+            }
+        }
+        for line in fields.lines().filter(|line| line.starts_with(&format!("{kind} "))) {
+            let words: Vec<&str> = line.split(' ').collect();
+            let (name, raw) = (words[1], format!("{}_raw", words[1]));
+            if times.get(name).is_some() {
+                continue;
+            }
+            empty[name] = Value::Null;
+            if ["Errno", "Name", "Flags"].contains(&words[2]) {
+                empty[&raw] = Value::Null;
+                full[&raw] = 2.into();
+            }
+            full[name] = match words[2] {
+                "Bool" => true.into(),
+                "Int" => (-5).into(),
+                "Uint" => 7.into(),
+                "Id" => "18446744073709551615".into(),
+                "String" => "a\nb\\".into(),
+                "List" => json!(["a", "b c"]),
+                "Errno" => "ENOENT".into(),
+                "Name" | "Flags" => "TWO".into(),
+                "Ip" => "192.0.2.1".into(),
+                "Stack" => json!([{"addr": "1", "sym": "f", "off": 3, "module": null}]),
+                other => panic!("{line}: a type that is not known here: {other}"),
+            };
+        }
+        lines.push(record(ty, full));
+        lines.push(record(ty, empty));
+    }
+    if lines.iter().any(|line| line["type"] == "row") {
+        let start = times["ts"].clone();
+        lines.push(record("report", json!({"report": 0, "start_ts": start})));
+    }
+    lines.push(record(
+        "end",
+        json!({"reason": "SIGINT", "events": 2, "filtered": 1, "lost": 0, "map_full": 0,
+               "missed": null, "rate_limited": 0}),
+    ));
+    lines
+}
+
+/// Runs a tool with `--from -` on these lines.
+fn from(tool: &str, lines: &str, args: &[&str]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bpfscope"))
+        .args([tool, "--from", "-"])
+        .args(args)
+        .env("TZ", "UTC")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("spawn");
+    // It may have refused before it read anything.
+    let _ = child.stdin.take().expect("piped").write_all(lines.as_bytes());
+    child.wait_with_output().expect("wait")
+}
+
+fn lines_of(output: &Output) -> Vec<String> {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{}: {stderr}", output.status);
+    String::from_utf8_lossy(&output.stdout).lines().map(String::from).collect()
+}
+
+/// What a tool has saved it shows again, in every form; as JSON it stays what it was.
+#[test]
+fn saved_records_are_shown_again() {
+    let mut tried = 0;
+    for tool in tools().iter().filter(|tool| !events_or_rows(tool).is_empty()) {
+        let sample = sample(tool);
+        let text: String = sample.iter().map(|line| format!("{line}\n")).collect();
+        let shown: Vec<Value> = lines_of(&from(tool, &text, &["--output", "json"]))
+            .iter()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let (end, before) = shown.split_last().expect("lines");
+        let own = |lines: &[Value]| -> Vec<Value> {
+            let mut own = lines.to_vec();
+            own.retain(|line| line["type"] == "event" || line["type"] == "row");
+            // Rows of a table are sorted.
+            own.sort_by_key(ToString::to_string);
+            own
+        };
+        assert_eq!(own(&shown), own(&sample), "{tool}");
+        assert_eq!(before.len() + 1, sample.len(), "{tool}");
+        assert_eq!((&end["type"], &end["filtered"]), (&"end".into(), &1.into()), "{tool}");
+        tried += own(&shown).len();
+
+        let columns = lines_of(&from(tool, &text, &["--color", "never"]));
+        assert!(columns.iter().any(|line| line.contains('?')), "{tool}: {columns:?}");
+        let csv = lines_of(&from(tool, &text, &["--output", "csv", "--fields", "ts,boot_ns"]));
+        assert_eq!(csv[..2], ["ts,boot_ns", "2026-01-02T03:04:05.123456789+00:00,7000000000"]);
+
+        // Filters, limits and other times.
+        let none = from(tool, &text, &["--output", "json", "--filter", "boot_ns < 7000000000"]);
+        let none = lines_of(&none);
+        assert!(!none.iter().any(|line| line.contains("\"event\"") || line.contains("\"row\"")));
+        let filtered = own(&sample).len() + 1;
+        assert!(none.last().expect("end").contains(&format!("\"filtered\":{filtered}")), "{tool}");
+        let args = ["--limit", "1", "--fields", "ts", "--time-format", "since-start", "--output"];
+        let one = lines_of(&from(tool, &text, &[&args[..], &["json"]].concat()));
+        assert_eq!(
+            one.iter()
+                .filter(|line| line.starts_with("{\"type\":\"event\"")
+                    || line.starts_with("{\"type\":\"row\""))
+                .count(),
+            1,
+            "{tool}: {one:?}"
+        );
+        let since = lines_of(&from(tool, &text, &[&args[..], &["columns"]].concat()));
+        let is_zero =
+            |line: &String| line.trim().parse::<f64>().is_ok_and(|seconds| seconds == 0.0);
+        assert!(since.iter().any(is_zero), "{tool}: {since:?}");
+    }
+    assert!(tried > 0);
+}
+
+/// A file that is another tool's, of another schema, damaged or cut.
+#[test]
+fn files_that_are_none_of_ours() {
+    let refused = |lines: &str, status: i32, word: &str| {
+        let output = from("opensnoop", lines, &[]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{lines}: {stderr}");
+        assert!(stderr.lines().count() == 1 && stderr.contains(word), "{lines}: {stderr}");
+    };
+    let lines: Vec<String> = sample("opensnoop").iter().map(ToString::to_string).collect();
+    let ready = &lines[0];
+    refused(&ready.replace("opensnoop", "othersnoop"), 2, "othersnoop");
+    refused(&ready.replace("\"schema\":1", "\"schema\":2"), 2, "schema");
+    refused(&lines[1], 2, "line 1: the `ready` record is missing");
+    refused(&format!("{ready}\n{{\"type\":"), 1, "line 2");
+    refused(&format!("{ready}\n\n"), 1, "line 2");
+    refused(&format!("{ready}\n[]\n"), 1, "line 2");
+    let bad = lines[1].replace("\"pid\":7", "\"pid\":\"7\"");
+    refused(&format!("{ready}\n{}\n{bad}\n", lines[1]), 1, "line 3: pid is not of its type");
+    let bad = lines[1].replace("2026-01-02T", "yesterday");
+    refused(&format!("{ready}\n{bad}\n"), 1, "line 2: ts is no time");
+    refused(&format!("{ready}\n{{\"type\":\"row\"}}\n"), 1, "has no such record");
+    // What is missing at the end is said; loss is, and counts for --strict.
+    let cut = from("opensnoop", &format!("{ready}\n{}\n", lines[1]), &[]);
+    assert!(cut.status.success());
+    assert!(String::from_utf8_lossy(&cut.stderr).contains("no `end` record"));
+    let lossy = lines.join("\n").replace("\"lost\":0", "\"lost\":3");
+    let lossy = from("opensnoop", &lossy, &["--strict"]);
+    assert_eq!(lossy.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&lossy.stderr).contains("lost 3"));
+    // Options of the tool that only choose columns are fine; others are not.
+    let all = lines.join("\n");
+    let extended = lines_of(&from("opensnoop", &all, &["-e", "-U", "-T"]));
+    assert!(extended[0].starts_with("TIME") && extended[0].contains("FLAGS"), "{extended:?}");
+    let failed = from("opensnoop", &all, &["-x"]);
+    assert_eq!(failed.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("--failed"));
+}
+
+/// What `docs fields` lists is in the schema, and the schema allows what it should.
+#[test]
+fn schemas_have_every_field() {
+    for tool in tools() {
+        let text = stdout(&["schema", &tool]);
+        let schema: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+        let records = schema["oneOf"].as_array().expect("records");
+        for line in stdout(&["docs", "fields", &tool]).lines() {
+            let (kind, rest) = line.split_once(' ').expect("a field");
+            let name = rest.split(' ').next().expect("a name");
+            let of = |record: &&Value| {
+                record["title"].as_str().is_some_and(|title| title.ends_with(&format!(": {kind}")))
+            };
+            let record = records.iter().find(of).unwrap_or_else(|| panic!("{tool}: {line}"));
+            let own = &record["properties"];
+            let key = &own["key"]["properties"];
+            assert!(own[name].is_object() || key[name].is_object(), "{tool}: {line}");
+        }
+        let few = stdout(&["schema", &tool, "--fields", "ts"]);
+        let few: Value = serde_json::from_str(&few).expect("JSON");
+        for record in few["oneOf"].as_array().expect("records") {
+            let ty = &record["properties"]["type"]["const"];
+            let fields = record["properties"].as_object().expect("fields");
+            assert!((ty != "event" && ty != "row") || !fields.contains_key("boot_ns"), "{tool}");
+        }
+    }
+}
+
+/// The live tests hold each line against the schema: what is right passes, and what is not does
+/// not.
+#[test]
+fn lines_are_held_against_the_schema() {
+    for tool in tools() {
+        let schema: Value = serde_json::from_str(&stdout(&["schema", &tool])).expect("JSON");
+        for line in sample(&tool) {
+            assert_eq!(schema::check(&schema, &line), Ok(()), "{tool}");
+            let refused = |change: &dyn Fn(&mut Value)| {
+                let mut bad = line.clone();
+                change(&mut bad);
+                assert!(schema::check(&schema, &bad).is_err(), "{tool}: {bad}");
+            };
+            refused(&|line| line["unknown"] = Value::Null);
+            refused(&|line| line["boot_ns"] = 5.into());
+            refused(&|line| line["ts"] = "yesterday".into());
+            refused(&|line| line["type"] = "other".into());
+            for name in line.as_object().expect("an object").keys() {
+                refused(&|line| {
+                    line.as_object_mut().expect("an object").remove(name);
+                });
+                refused(&|line| line[name] = json!({}));
+            }
+        }
+    }
+}
+
+/// Runs a program on this input, and returns whether it went well, with what it said.
+fn feed(program: &str, args: &[&str], input: &str) -> (bool, String) {
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("write");
+    let output = child.wait_with_output().expect("wait");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+/// Manual pages are good roff, and have every option.
+#[test]
+fn manual_pages() {
+    let mut pages = vec![("bpfscope".to_string(), stdout(&["man"]))];
+    assert_eq!(pages[0].1, stdout(&["man", "bpfscope"]));
+    pages.extend(tools().into_iter().map(|tool| (tool.clone(), stdout(&["man", &tool]))));
+    for (name, page) in &pages {
+        let (fine, said) = feed("mandoc", &["-T", "lint", "-W", "warning"], page);
+        assert!(fine && said.is_empty(), "{name}: {said}");
+        let (_, text) = feed("mandoc", &["-T", "ascii", "-O", "width=100"], page);
+        // Bold and underlined are letters over letters here.
+        let mut plain = String::new();
+        for c in text.chars() {
+            if c == '\u{8}' {
+                plain.pop();
+            } else {
+                plain.push(c);
+            }
+        }
+        for heading in ["NAME", "SYNOPSIS", "EXIT STATUS", "KERNEL AND PRIVILEGES", "SEE ALSO"] {
+            assert!(plain.contains(&format!("\n{heading}\n")), "{name}: no {heading}");
+        }
+        if name == "bpfscope" {
+            assert!(tools().iter().all(|tool| plain.contains(tool.as_str())), "{plain}");
+            continue;
+        }
+        let help = stdout(&[name, "--help"]);
+        let options =
+            help.split(|c: char| c.is_whitespace() || c == ',').filter(|w| w.starts_with("--"));
+        for option in options.filter(|option| option.len() > 2) {
+            assert!(plain.contains(option), "{name}: {option} is not in the manual");
+        }
+        for line in stdout(&["docs", "fields", name]).lines() {
+            let field = line.split(' ').nth(1).expect("a field");
+            assert!(plain.contains(field), "{name}: {field} is not in the manual");
+        }
+    }
+}
+
+/// Shells read the completions, as far as they are installed; bash is, and completes.
+#[test]
+fn completions() {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let installed = |shell: &str| std::env::split_paths(&path).any(|dir| dir.join(shell).is_file());
+    for shell in ["bash", "zsh", "fish"] {
+        let script = stdout(&["completions", shell]);
+        for tool in tools() {
+            assert!(script.contains(&tool), "{shell}: {tool}");
+        }
+        if shell == "bash" || installed(shell) {
+            let file = tempdir("completions").join(shell);
+            fs::write(&file, &script).expect("write");
+            let (fine, said) = feed(shell, &["-n", file.to_str().expect("UTF-8")], "");
+            assert!(fine && said.is_empty(), "{shell}: {said}");
+        }
+    }
+    let complete = |words: &[&str]| -> Vec<String> {
+        let script = stdout(&["completions", "bash"]);
+        let line: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+        let call = format!(
+            "COMP_WORDS=({}); COMP_CWORD={}; _bpfscope; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            line.join(" "),
+            words.len() - 1
+        );
+        let (fine, said) = feed("bash", &["--norc"], &format!("{script}\n{call}\n"));
+        assert!(fine, "{said}");
+        said.lines().filter(|line| !line.is_empty()).map(String::from).collect()
+    };
+    assert_eq!(complete(&["opensnoop", "--du"]), ["--duration"]);
+    assert_eq!(complete(&["/usr/sbin/opensnoop", "-x", "--full"]), ["--full-path"]);
+    assert_eq!(complete(&["bpfscope", "opensnoop", "--du"]), ["--duration"]);
+    assert_eq!(complete(&["bpfscope", "opens"]), ["opensnoop"]);
+    assert_eq!(complete(&["bpfscope", "man", "opens"]), ["opensnoop"]);
+    assert_eq!(complete(&["bpfscope", "compl"]), ["completions"]);
+    assert_eq!(complete(&["opensnoop", "--output", "j"]), ["json"]);
+    assert_eq!(complete(&["opensnoop", "-o", "c"]), ["columns", "csv"]);
+    assert_eq!(complete(&["opensnoop", "--output", "=", "j"]), ["json"]);
+    assert_eq!(complete(&["opensnoop", "--fields", "full"]), ["full_path"]);
+    assert_eq!(complete(&["opensnoop", "--btf", "/etc/hostn"]), ["/etc/hostname"]);
+    assert_eq!(complete(&["opensnoop", "--pid", ""]), [""; 0]);
+    assert!(complete(&["opensnoop", "--", "bas"]).contains(&"bash".to_string()));
+    assert_eq!(complete(&["bpf-opensnoop", "--du"]), [""; 0], "only where it is registered");
 }
 
 fn tempdir(name: &str) -> PathBuf {

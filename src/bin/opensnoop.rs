@@ -133,6 +133,10 @@ is left out of the flags, because the kernel adds it for every 64-bit program.",
         let full = |plain, full| if self.full_path { full } else { plain };
         vec![
             Way::new("fexit", &[full("open__fexit", "open_full__fexit")])
+                .twin(
+                    full("open__fexit", "open_full__fexit"),
+                    full("open_twin__fexit", "open_full_twin__fexit"),
+                )
                 .where_lacking("io_kiocb", "cmd", "uring_complete__old")
                 .optional(&[
                     "uring_exit__fexit",

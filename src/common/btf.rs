@@ -5,6 +5,7 @@
 //!
 //! Layout: include/uapi/linux/btf.h.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -62,6 +63,15 @@ impl Entry<'_> {
     pub fn words(&self, size: usize, index: usize) -> impl Iterator<Item = u32> + '_ {
         self.members.chunks_exact(size).filter_map(move |record| word(record, index * 4))
     }
+}
+
+/// What was asked for and exists, by name, with its type id.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found<'n> {
+    /// Functions.
+    pub functions: HashMap<&'n str, u32>,
+    /// Tracepoints.
+    pub tracepoints: HashMap<&'n str, u32>,
 }
 
 impl KernelBtf {
@@ -144,17 +154,19 @@ impl KernelBtf {
         self.type_at(*self.places.get((id as usize).checked_sub(1)?)? as usize)
     }
 
-    /// The types whose names stand at one of these offsets.
-    fn named(&self, names: &[u32]) -> impl Iterator<Item = Entry<'_>> {
-        let named = |at: &&u32| {
+    /// The types whose names stand at one of these offsets, each with its id.
+    fn named(&self, names: &[u32]) -> impl Iterator<Item = (u32, Entry<'_>)> {
+        let named = |(_, at): &(u32, &u32)| {
             word(&self.data, **at as usize).is_some_and(|name| name != 0 && names.contains(&name))
         };
-        self.places.iter().filter(named).filter_map(|at| self.type_at(*at as usize))
+        let places = (1u32..).zip(&self.places);
+        places.filter(named).filter_map(|(id, at)| Some((id, self.type_at(*at as usize)?)))
     }
 
     /// Which of these names the kernel describes as functions (not yet that they can be probed)
-    /// and, for tracepoints, as `btf_trace_NAME`; in one pass for all of them.
-    pub fn find<'n>(&self, functions: &[&'n str], tracepoints: &[&'n str]) -> Vec<&'n str> {
+    /// and, for tracepoints, as `btf_trace_NAME`, each with the type's id; in one pass for all of
+    /// them. Of several functions of a name the first counts, as for libbpf.
+    pub fn find<'n>(&self, functions: &[&'n str], tracepoints: &[&'n str]) -> Found<'n> {
         let function = |name: &&'n str| Some((kind::FUNC, self.name_offset(name)?, *name));
         let tracepoint = |name: &&'n str| {
             Some((kind::TYPEDEF, self.name_offset(&format!("btf_trace_{name}"))?, *name))
@@ -165,21 +177,25 @@ impl KernelBtf {
             .chain(tracepoints.iter().filter_map(tracepoint))
             .collect();
         let offsets: Vec<u32> = wanted.iter().map(|(_, offset, _)| *offset).collect();
-        self.named(&offsets)
-            .filter_map(|entry| {
-                let found = |(kind, name, _): &&(u32, u32, &str)| {
-                    entry.name == *name && entry.kind == *kind
-                };
-                wanted.iter().find(found).map(|(_, _, name)| *name)
-            })
-            .collect()
+        let mut found = Found::default();
+        for (id, entry) in self.named(&offsets) {
+            let same =
+                |(kind, name, _): &&(u32, u32, &str)| entry.name == *name && entry.kind == *kind;
+            let Some((_, _, name)) = wanted.iter().find(same) else { continue };
+            let of_kind = match entry.kind {
+                kind::FUNC => &mut found.functions,
+                _ => &mut found.tracepoints,
+            };
+            of_kind.entry(*name).or_insert(id);
+        }
+        found
     }
 
     /// Whether a struct of this name exists, and if so whether it has this member, itself or in a
     /// struct or union without a name.
     pub fn struct_has(&self, name: &str, member: &str) -> Option<bool> {
         let name = self.name_offset(name)?;
-        let found = self.named(&[name]).find(|entry| entry.kind == kind::STRUCT)?;
+        let (_, found) = self.named(&[name]).find(|(_, entry)| entry.kind == kind::STRUCT)?;
         let Some(member) = self.name_offset(member) else { return Some(false) };
         Some(self.has_member(&found, member))
     }
@@ -252,8 +268,9 @@ mod tests {
     #[test]
     fn names_are_found_by_kind() {
         let btf = KernelBtf::parse(tiny()).expect("BTF");
-        assert_eq!(btf.find(&["probe_me", "probe", "x", "missing", "tp"], &[]), ["probe_me"]);
-        assert_eq!(btf.find(&[], &["probe_me", "tp"]), ["tp"]);
+        let found = btf.find(&["probe_me", "probe", "x", "missing", "tp"], &["probe_me", "tp"]);
+        assert_eq!(found.functions, HashMap::from([("probe_me", 2)]));
+        assert_eq!(found.tracepoints, HashMap::from([("tp", 3)]));
         assert_eq!(btf.struct_has("s", "x"), Some(true));
         assert_eq!(btf.struct_has("s", "probe_me"), Some(false));
         assert_eq!(btf.struct_has("probe_me", "x"), Some(true), "through a nameless member");

@@ -18,11 +18,18 @@ use clap::builder::ValueParser;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapHandle;
 
+use crate::cgroup;
 use crate::cgroup::Cgroup;
+use crate::condition::Condition;
+use crate::container::Selector;
+use crate::error::unsupported;
 use crate::error::usage;
 use crate::output::Choice;
+use crate::output::Color;
 use crate::output::Form;
 use crate::output::Selection;
+use crate::table::Table;
+use crate::table::TableChoice;
 use crate::time::TimeFormat;
 
 /// A command name as `--comm` takes it.
@@ -85,6 +92,8 @@ pub struct Common {
     pub comm: Option<Comm>,
     /// `--cgroup`; empty = any.
     pub cgroup: Vec<Cgroup>,
+    /// `--container`; empty = any.
+    pub container: Vec<Selector>,
     /// `--cgroupmap`: a pinned map whose keys are cgroup ids.
     pub cgroupmap: Option<PathBuf>,
     /// `--mntnsmap`: a pinned map whose keys are inodes of mount namespaces.
@@ -93,8 +102,12 @@ pub struct Common {
     pub tree: Option<u32>,
     /// `--include-self`.
     pub include_self: bool,
+    /// `--from`: saved JSON lines, or `-`.
+    pub from: Option<PathBuf>,
     /// `--buffer-size`, in bytes.
     pub buffer_size: Option<u64>,
+    /// `--max-rate`: events a second.
+    pub max_rate: Option<u64>,
     /// `--btf`.
     pub btf: Option<PathBuf>,
     /// `--ready-fd`.
@@ -103,7 +116,7 @@ pub struct Common {
     pub strict: bool,
     /// `--verbose`.
     pub verbose: bool,
-    /// The command after `--`.
+    /// The command after `--`, or the one of `--run`.
     pub command: Vec<OsString>,
 }
 
@@ -114,7 +127,8 @@ impl Common {
             && self.tid.is_empty()
             && self.ppid.is_empty()
             && self.uid.is_empty()
-            && self.cgroup.is_empty())
+            && self.cgroup.is_empty()
+            && self.container.is_empty())
             || self.comm.is_some()
             || self.tree.is_some()
             || self.cgroupmap.is_some()
@@ -238,8 +252,17 @@ fn all() -> Vec<Arg> {
         value("time-format", OUTPUT, "HOW", "wall, iso, epoch, since-start, since-first or boot")
             .value_parser(PossibleValuesParser::new(TimeFormat::NAMES.map(|(name, _)| name)))
             .hide_possible_values(true),
+        value("color", OUTPUT, "WHEN", "Colors: auto (on a terminal), always or never")
+            .value_parser(PossibleValuesParser::new(["auto", "always", "never"]))
+            .hide_possible_values(true),
         value("limit", OUTPUT, "N", "End after N records")
             .value_parser(clap::value_parser!(u64).range(1..)),
+        list(
+            "filter",
+            "'FIELD OP VALUE'",
+            "Show only records of which this holds: = != < <= > >=, ~ and !~ for a regular expression",
+            ValueParser::new(Condition::parse),
+        ),
         list("pid", "LIST", "Only these processes", ValueParser::new(number_list)),
         list("tid", "LIST", "Only these threads", ValueParser::new(number_list)),
         list("ppid", "LIST", "Only children of these processes", ValueParser::new(number_list)),
@@ -251,11 +274,12 @@ fn all() -> Vec<Arg> {
         ),
         value("comm", FILTERS, "NAME", "Only this command name; NAME* for a beginning")
             .value_parser(Comm::parse),
+        list("cgroup", "PATH", "Only this cgroup (v2) and what is below it", ValueParser::string()),
         list(
-            "cgroup",
-            "PATH",
-            "Only this cgroup (v2) and what is below it",
-            ValueParser::new(Cgroup::find),
+            "container",
+            "LIST",
+            "Only these containers (name, POD/NAME, or 4 and more digits of the id), also later ones",
+            ValueParser::new(Selector::list),
         ),
         value("tree", FILTERS, "PID", "Only this process and its descendants")
             .value_parser(clap::value_parser!(u32).range(1..)),
@@ -269,6 +293,8 @@ fn all() -> Vec<Arg> {
         )
         .value_parser(|path: &str| pinned_map(path, 4)),
         flag("include-self", FILTERS, "Do not leave this tool itself out"),
+        value("from", RUNNING, "FILE", "Show again what --output json has saved; - is stdin")
+            .value_parser(clap::value_parser!(PathBuf)),
         value("duration", RUNNING, "SECONDS", "End after this time").value_parser(seconds),
         value(
             "buffer-size",
@@ -277,6 +303,11 @@ fn all() -> Vec<Arg> {
             "Event buffer, all CPUs together (default: 1M a CPU, 4M to 64M)",
         )
         .value_parser(buffer_size),
+        value("max-rate", RUNNING, "N", "Take at most N events a second; the others are counted")
+            .value_parser(clap::value_parser!(u64).range(1..)),
+        value("run", RUNNING, "STRING", "Run this with sh -c when ready, as -- COMMAND does")
+            .conflicts_with("command")
+            .value_parser(clap::value_parser!(OsString)),
         value("btf", RUNNING, "FILE", "Kernel types, for kernels without /sys/kernel/btf/vmlinux")
             .value_parser(clap::value_parser!(PathBuf)),
         value(
@@ -291,12 +322,34 @@ fn all() -> Vec<Arg> {
     ]
 }
 
+/// The options of tools that show tables.
+fn of_tables(table: Table) -> Vec<Arg> {
+    let names: Vec<&str> = table.sorts.iter().map(|(name, _)| *name).collect();
+    let names = if names.is_empty() { String::new() } else { format!("{}, or ", names.join(", ")) };
+    let arg = |name: &'static str| {
+        let others = table.names.iter().filter(move |(known, _)| *known == name);
+        Arg::new(name).long(name).help_heading(OUTPUT).aliases(others.map(|(_, other)| *other))
+    };
+    vec![
+        arg("sort")
+            .value_name("FIELD")
+            .help(format!("Sort rows by this: {names}any field (default: {})", table.sort)),
+        arg("rows")
+            .value_name("N")
+            .value_parser(clap::value_parser!(u32).range(1..))
+            .help(format!("Show at most N rows (default: what fits, or {})", table.rows)),
+        arg("no-clear")
+            .action(ArgAction::SetTrue)
+            .help("Print one table after another instead of drawing over the last"),
+    ]
+}
+
 /// Adds the common options to a tool's own. An option that the tool has itself is left out.
-pub fn add_common(mut command: Command, letters: &[(&str, char)]) -> Command {
+pub fn add_common(mut command: Command, letters: &[(&str, char)], table: Option<Table>) -> Command {
     let own: Vec<String> =
         command.get_arguments().filter_map(|arg| arg.get_long().map(String::from)).collect();
     let taken: Vec<char> = command.get_arguments().filter_map(Arg::get_short).collect();
-    for arg in all() {
+    for arg in all().into_iter().chain(table.into_iter().flat_map(of_tables)) {
         let name = arg.get_id().to_string();
         if own.contains(&name) {
             continue;
@@ -338,12 +391,44 @@ fn given(matches: &ArgMatches, name: &str) -> bool {
         && matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine)
 }
 
+/// The v2 hierarchy, for the filters that need it.
+fn hierarchy() -> Result<cgroup::Mount> {
+    cgroup::mount().ok_or_else(|| {
+        unsupported(
+            "filters on cgroups and containers need the cgroup v2 hierarchy, and this machine has \
+             none mounted",
+        )
+    })
+}
+
+fn cgroups(matches: &ArgMatches) -> Result<Vec<Cgroup>> {
+    let paths = matches.try_get_many::<String>("cgroup").ok().flatten();
+    let paths: Vec<&String> = paths.into_iter().flatten().collect();
+    if paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    if paths.len() > crate::filter::CGROUPS {
+        return Err(usage(format!("--cgroup takes at most {}", crate::filter::CGROUPS)));
+    }
+    let mount = hierarchy()?;
+    let find = |path: &&String| Cgroup::find(&mount, path);
+    paths
+        .iter()
+        .map(find)
+        .collect::<Result<_, _>>()
+        .map_err(|why| usage(format!("--cgroup: {why}")))
+}
+
 impl Common {
     /// Takes the common options out of what was parsed.
     ///
     /// # Errors
     /// A usage error for options that the tool refuses, and for a BTF file that is not there.
-    pub fn from_matches(matches: &ArgMatches, refused: &[(&str, &str)]) -> Result<Self> {
+    pub fn from_matches(
+        matches: &ArgMatches,
+        refused: &[(&str, &str)],
+        table: Option<Table>,
+    ) -> Result<Self> {
         for (name, why) in refused {
             if given(matches, name) {
                 return Err(usage(format!("--{name} makes no sense here: {why}")));
@@ -367,24 +452,40 @@ impl Common {
             crate::btf::KernelBtf::read(path)
                 .map_err(|error| usage(format!("--btf {}: {error}", path.display())))?;
         }
-        let cgroup: Vec<Cgroup> = matches
-            .try_get_many::<Cgroup>("cgroup")
-            .ok()
-            .flatten()
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
-        if cgroup.len() > crate::filter::CGROUPS {
-            return Err(usage(format!("--cgroup takes at most {}", crate::filter::CGROUPS)));
+        let container: Vec<Selector> = {
+            let all = matches.try_get_many::<Vec<Selector>>("container").ok().flatten();
+            all.into_iter().flatten().flatten().cloned().collect()
+        };
+        let cgroup = cgroups(matches)?;
+        if !container.is_empty() {
+            hierarchy()?;
         }
         Ok(Self {
             choice: Choice {
                 form,
+                color: match get::<String>(matches, "color").as_deref() {
+                    Some("always") => Color::Always,
+                    Some("never") => Color::Never,
+                    _ => Color::Auto,
+                },
                 fields: get::<Selection>(matches, "fields"),
                 timestamp: is_set(matches, "timestamp"),
                 time_format,
+                filters: matches
+                    .try_get_many::<Condition>("filter")
+                    .ok()
+                    .flatten()
+                    .into_iter()
+                    .flatten()
+                    .cloned()
+                    .collect(),
                 limit: get::<u64>(matches, "limit"),
+                table: table.map(|table| TableChoice {
+                    table,
+                    sort: get::<String>(matches, "sort"),
+                    rows: get::<u32>(matches, "rows").map(|rows| rows as usize),
+                    clear: !is_set(matches, "no-clear"),
+                }),
             },
             duration: get::<Duration>(matches, "duration"),
             pid: lists("pid"),
@@ -393,22 +494,28 @@ impl Common {
             uid: lists("uid"),
             comm: get::<Comm>(matches, "comm"),
             cgroup,
+            container,
             cgroupmap: get::<PathBuf>(matches, "cgroupmap"),
             mntnsmap: get::<PathBuf>(matches, "mntnsmap"),
             tree: get::<u32>(matches, "tree"),
             include_self: is_set(matches, "include-self"),
+            from: get::<PathBuf>(matches, "from"),
             buffer_size: get::<u64>(matches, "buffer-size"),
+            max_rate: get::<u64>(matches, "max-rate"),
             btf,
             ready_fd: get::<i32>(matches, "ready-fd"),
             strict: is_set(matches, "strict"),
             verbose: is_set(matches, "verbose"),
-            command: matches
-                .get_many::<OsString>("command")
-                .into_iter()
-                .flatten()
-                .cloned()
-                .collect(),
+            command: command_of(matches),
         })
+    }
+}
+
+/// The command to run, from `-- COMMAND` or `--run`.
+fn command_of(matches: &ArgMatches) -> Vec<OsString> {
+    match get::<OsString>(matches, "run") {
+        Some(script) => ["/bin/sh".into(), "-c".into(), script].into(),
+        None => matches.get_many::<OsString>("command").into_iter().flatten().cloned().collect(),
     }
 }
 

@@ -8,8 +8,10 @@ use anyhow::Result;
 
 use crate::multi::Entry;
 use crate::record::Class;
+use crate::record::HOST;
 use crate::record::PROCESS;
 use crate::record::TIMES;
+use crate::record::is_of_host;
 use crate::value::Type;
 
 /// Every tool with what it does, a line each.
@@ -48,7 +50,7 @@ fn field_row(out: &mut String, name: &str, ty: Type, doc: &str) {
     }
 }
 
-fn unit(name: &str) -> &'static str {
+pub(crate) fn unit(name: &str) -> &'static str {
     match name.rsplit('_').next() {
         Some("ns") => "ns",
         Some("bytes") => "bytes",
@@ -70,6 +72,10 @@ pub fn output(tools: &[Entry]) -> Result<String> {
         "\nAnd every `event`:\n\n| field | JSON type | unit | meaning |\n|---|---|---|---|\n",
     );
     for (_, field) in &PROCESS {
+        field_row(&mut out, field.name, field.ty, field.doc);
+    }
+    out.push_str(OUTPUT_PIDNS);
+    for (_, field) in &HOST {
         field_row(&mut out, field.name, field.ty, field.doc);
     }
     out.push_str(OUTPUT_TYPES);
@@ -106,19 +112,12 @@ pub fn output(tools: &[Entry]) -> Result<String> {
 pub fn fields(tool: &Entry) -> Result<String> {
     let mut out = String::new();
     for kind in &(tool.records)(&[])?.kinds {
-        for (_, field) in kind.all_fields() {
+        let everywhere = kind.all_fields().into_iter().filter(|(source, _)| !is_of_host(*source));
+        for (_, field) in everywhere {
             let _ = writeln!(out, "{} {} {:?}", kind.name, field.name, field.ty);
         }
     }
     Ok(out)
-}
-
-/// The manual of a tool beside its options, as plain text.
-pub fn manual(tool: &Entry) -> String {
-    format!(
-        "DESCRIPTION\n{}\n\nEXAMPLES\n{}\n\nOVERHEAD\n{}\n\nLIMITS\n{}\n",
-        tool.doc.description, tool.doc.examples, tool.doc.overhead, tool.doc.limits
-    )
 }
 
 const OUTPUT_HEAD: &str = "\
@@ -146,6 +145,17 @@ what is not a measurement goes to stderr.
 Every measurement has:
 ";
 
+const OUTPUT_PIDNS: &str = "
+`container`, `container_id`, `runtime`, `pod` and `unit` come from the cgroup's path and from files
+of the runtime, also when the process has ended. A container in a container is the outer one.
+
+A tool that runs in a PID namespace has `pid`, `tid` and `ppid` as that namespace has them, null for
+processes that it does not see, and in every `event` besides:
+
+| field | JSON type | unit | meaning |
+|---|---|---|---|
+";
+
 const OUTPUT_TYPES: &str = "
 The records:
 
@@ -156,8 +166,8 @@ The records:
 | `row` | one line of a table | `report` |
 | `histogram` | one distribution | `report`, `name`, `key`, `unit`, `buckets` (`ge`, `lt`, `count`), `count`, `sum` |
 | `report` | closes an interval's rows and histograms | `report`, `start_ts` |
-| `lost` | events were lost since the last one | `lost`, `map_full`, `missed` |
-| `end` | the last line | `reason`, `events`, `filtered`, `lost`, `map_full`, `missed`, `child_status` (only after `-- COMMAND`) |
+| `lost` | events were lost since the last one | `lost`, `map_full`, `missed`, `rate_limited` |
+| `end` | the last line | `reason`, `events`, `filtered`, `lost`, `map_full`, `missed`, `rate_limited`, `child_status` (only after a command of its own), `cpu_ns` and `programs` (only with `--verbose`) |
 
 `lost` counts events that the buffer had no room for, `map_full` map insertions that the kernel
 refused, `missed` probe hits that the kernel itself skipped; null where it does not count those.

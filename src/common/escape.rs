@@ -94,6 +94,20 @@ pub fn json(out: &mut Vec<u8>, bytes: &[u8]) -> bool {
     valid
 }
 
+/// One line of JSON from outside, as it is but for what would drive a terminal.
+pub fn relayed(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    for c in line.chars() {
+        match c {
+            // Only white space between values: strings have none of these.
+            '\0'..='\u{1f}' => {}
+            c if is_unsafe(c) => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// Appends `bytes` as one CSV cell, escaped as [`text`] and quoted where RFC 4180 wants it.
 pub fn csv(out: &mut Vec<u8>, bytes: &[u8]) {
     let start = out.len();
@@ -144,6 +158,15 @@ mod tests {
             assert_eq!(parsed, String::from_utf8_lossy(bytes).into_owned());
             assert!(!out.iter().any(|b| *b < 0x20 || *b == 0x7f));
         }
+    }
+
+    #[test]
+    fn relayed_json_means_the_same() {
+        let line = "{\"a\":\t\"\u{9b}2J\u{202e}\u{7f}\\n\"}\r\n";
+        let relayed = relayed(line);
+        assert!(relayed.is_ascii() && !relayed.bytes().any(|b| b < 0x20 || b == 0x7f));
+        let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+        assert_eq!(parsed(&relayed), parsed(line));
     }
 
     #[test]

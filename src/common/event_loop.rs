@@ -24,12 +24,17 @@ use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::EventFd;
 
 use crate::sys;
+use crate::terminal;
+use crate::terminal::Screen;
 
 const SIGNAL: u64 = 0;
 const STDOUT: u64 = 1;
 const EVENTS: u64 = 2;
 const CHILD: u64 = 3;
-const ASIDE: u64 = 4;
+const SCREEN: u64 = 4;
+const KEYS: u64 = 5;
+const CGROUPS: u64 = 6;
+const ASIDE: u64 = 7;
 
 /// How long a reader that is fed pauses between two looks; also the longest that an event waits.
 pub const PAUSE: Duration = Duration::from_millis(100);
@@ -47,6 +52,10 @@ pub enum Wake {
     ChildEnded,
     /// What goes on beside the events wants attention: [`crate::aside`].
     Aside,
+    /// The screen has to be drawn anew.
+    Redraw,
+    /// The user has pressed `q`.
+    Quit,
 }
 
 /// Waits for everything at once.
@@ -83,6 +92,15 @@ impl Waiter {
         self.epoll.add(ring, EpollEvent::new(flags, EVENTS)).context("epoll_ctl on ring buffer")
     }
 
+    /// Watches the ring buffer that cgroups are told in, in the same way.
+    ///
+    /// # Errors
+    /// Fails when the descriptor is no ring buffer.
+    pub fn watch_cgroups(&self, ring: BorrowedFd<'_>) -> Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        self.epoll.add(ring, EpollEvent::new(flags, CGROUPS)).context("epoll_ctl on ring buffer")
+    }
+
     /// Watches a process descriptor, readable when the process has ended.
     ///
     /// # Errors
@@ -100,6 +118,40 @@ impl Waiter {
         match self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, ASIDE)) {
             Ok(()) | Err(Errno::EEXIST) => Ok(()),
             Err(error) => Err(error).context("epoll_ctl"),
+        }
+    }
+
+    /// Watches the terminal: its size and its keys.
+    ///
+    /// # Errors
+    /// None that a caller could cause.
+    pub fn watch_screen(&self, screen: &Screen) -> Result<()> {
+        let event = |what| EpollEvent::new(EpollFlags::EPOLLIN, what);
+        self.epoll.add(screen.wake(), event(SCREEN)).context("epoll_ctl on screen")?;
+        if screen.has_keys() {
+            // Edge-triggered: what a shell in the foreground is to read must not wake forever.
+            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+            let keys = EpollEvent::new(flags, KEYS);
+            self.epoll.add(io::stdin().as_fd(), keys).context("epoll_ctl on stdin")?;
+        }
+        Ok(())
+    }
+
+    /// Takes the keys that were pressed; whether `q` was among them. No more are watched when the
+    /// terminal is gone.
+    fn takes_quit(&self) -> bool {
+        if !terminal::may_read_keys() {
+            return false;
+        }
+        let mut keys = [0; 64];
+        match nix::unistd::read(io::stdin().as_fd(), &mut keys) {
+            Ok(0) | Err(Errno::EIO) => {
+                // Was watched, or nothing would have been readable.
+                let _ = self.epoll.delete(io::stdin().as_fd());
+                false
+            }
+            Ok(count) => keys[..count].iter().any(|key| matches!(key, b'q' | b'Q')),
+            Err(_) => false,
         }
     }
 
@@ -136,10 +188,16 @@ impl Waiter {
             if has(CHILD) {
                 return Ok(Wake::ChildEnded);
             }
+            if has(KEYS) && self.takes_quit() {
+                return Ok(Wake::Quit);
+            }
+            if has(SCREEN) {
+                return Ok(Wake::Redraw);
+            }
             if has(ASIDE) {
                 return Ok(Wake::Aside);
             }
-            if has(EVENTS) || until.is_some_and(|until| until <= Instant::now()) {
+            if has(EVENTS) || has(CGROUPS) || until.is_some_and(|until| until <= Instant::now()) {
                 return Ok(Wake::Look);
             }
         }

@@ -18,6 +18,8 @@ pub struct Loss {
     pub lost: u64,
     /// Map insertions that the kernel refused.
     pub map_full: u64,
+    /// Events that `--max-rate` left out.
+    pub rate_limited: u64,
 }
 
 impl Loss {
@@ -35,14 +37,15 @@ impl Loss {
                 let one: shared::Loss = maps::copy(value)?;
                 total.lost += one.lost;
                 total.map_full += one.map_full;
+                total.rate_limited += one.rate_limited;
             }
         }
         Ok(total)
     }
 
-    /// Whether anything was lost.
+    /// Whether anything was lost; what the user asked to be left out is not.
     pub fn any(self) -> bool {
-        self != Self::default()
+        self.lost > 0 || self.map_full > 0
     }
 }
 
@@ -53,6 +56,7 @@ impl Sub for Loss {
         Self {
             lost: self.lost.saturating_sub(earlier.lost),
             map_full: self.map_full.saturating_sub(earlier.map_full),
+            rate_limited: self.rate_limited.saturating_sub(earlier.rate_limited),
         }
     }
 }

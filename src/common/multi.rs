@@ -12,9 +12,11 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Command;
 
+use crate::completions;
 use crate::docs;
 use crate::error;
 use crate::error::usage;
+use crate::man;
 use crate::output::complain;
 use crate::record::Records;
 use crate::runner;
@@ -39,6 +41,8 @@ pub struct Entry {
     pub command: fn() -> Command,
     /// Its records under these options (without the tool's name).
     pub records: fn(&[&str]) -> Result<Records>,
+    /// The JSON Schema of what it writes under these options.
+    pub schema: fn(Vec<OsString>) -> Result<String>,
     /// Its ways to hook under these options.
     pub ways: fn(&[&str]) -> Result<Vec<Way>>,
     /// Its `main`.
@@ -55,6 +59,7 @@ impl Entry {
             question: T::QUESTION,
             command: runner::command::<T>,
             records: |args| Ok(parse::<T>(args)?.records()),
+            schema: runner::schema::<T>,
             ways: |args| Ok(parse::<T>(args)?.ways()),
             run: runner::run::<T>,
         }
@@ -101,19 +106,33 @@ fn find<'a>(tools: &'a [Entry], called: &str) -> Option<&'a Entry> {
         .map(|(_, t)| t)
 }
 
-const HELP: &str = "\
+/// What the multi-call binary does beside being each tool: for its help, manual and completions.
+pub(crate) const COMMANDS: &[(&str, &str)] = &[
+    ("list", "Every tool with what it does"),
+    ("help [TOOL]", "This text, or the tool's options"),
+    ("man [TOOL]", "The manual page of the tool or of bpfscope, as roff"),
+    ("schema TOOL", "JSON Schema of the tool's JSON lines, under its options if any follow"),
+    ("completions SHELL", "Completions for bash, zsh or fish"),
+    ("docs PART", "Parts of the documentation: fields TOOL, output, readme"),
+];
+
+fn help() -> String {
+    let width = COMMANDS.iter().map(|(form, _)| form.len()).max().unwrap_or(0);
+    let commands: String =
+        COMMANDS.iter().map(|(form, text)| format!("  {form:width$}  {text}\n")).collect();
+    format!(
+        "\
 eBPF observability tools for Linux
 
 Usage: bpfscope TOOL [OPTIONS]
        bpfscope COMMAND
 
 Commands:
-  list          Every tool with what it does
-  help [TOOL]   This text, or the tool's options
-  docs PART     Generated documentation: manual TOOL, fields TOOL, output, readme
-
+{commands}
 A link to this program that bears a tool's name, also behind a prefix (bpf-TOOL), is that tool.
-";
+"
+    )
+}
 
 /// `main` of the multi-call binary.
 pub fn main(tools: &[Entry]) -> ExitCode {
@@ -136,30 +155,47 @@ fn dispatch(tools: &[Entry], args: &[OsString]) -> Result<u8> {
     let second = args.get(1).map(|arg| arg.to_string_lossy().into_owned());
     match (word.as_str(), second.as_deref()) {
         ("", _) => Err(usage("which tool? bpfscope list names them, bpfscope help says more")),
-        ("-h" | "--help", _) | ("help", None) => say(HELP),
+        ("-h" | "--help", _) | ("help", None) => say(&help()),
         ("-V" | "--version", _) => say(&format!("bpfscope {}\n", env!("CARGO_PKG_VERSION"))),
         ("list", None) => say(&docs::list(tools)),
         ("list", Some(extra)) => Err(usage(format!("list takes no '{extra}'"))),
         ("help", Some(name)) => match find(tools, name) {
             Some(tool) => Ok((tool.run)(vec![tool.name.into(), "--help".into()])),
-            None => Err(usage(format!("there is no tool '{name}'; bpfscope list names them"))),
+            None => Err(no_tool(name)),
+        },
+        ("schema", Some(name)) => match find(tools, name) {
+            Some(tool) => say(&(tool.schema)(args[2..].to_vec())?),
+            None => Err(no_tool(name)),
+        },
+        ("schema", None) => Err(usage("schema takes the name of a tool")),
+        ("man", None | Some("bpfscope")) => say(&man::suite(tools)),
+        ("man", Some(name)) => match find(tools, name) {
+            Some(tool) => say(&man::tool(tool, tools)?),
+            None => Err(no_tool(name)),
+        },
+        ("completions", shell) => match completions::of(shell.unwrap_or_default(), tools)? {
+            Some(script) => say(&script),
+            None => Err(usage("completions takes the name of a shell: bash, zsh or fish")),
         },
         ("docs", Some("output")) => say(&docs::output(tools)?),
         ("docs", Some("readme")) => say(&docs::questions(tools)),
-        ("docs", Some(part @ ("fields" | "manual"))) => {
+        ("docs", Some("fields")) => {
             let name = args.get(2).map(|arg| arg.to_string_lossy().into_owned());
             match name.as_deref().and_then(|name| find(tools, name)) {
-                Some(tool) if part == "fields" => say(&docs::fields(tool)?),
-                Some(tool) => say(&docs::manual(tool)),
-                None => Err(usage(format!("docs {part} takes the name of a tool"))),
+                Some(tool) => say(&docs::fields(tool)?),
+                None => Err(usage("docs fields takes the name of a tool")),
             }
         }
-        ("docs", _) => Err(usage("docs takes: output, readme, manual TOOL, fields TOOL")),
+        ("docs", _) => Err(usage("docs takes: output, readme, fields TOOL")),
         (name, _) => match find(tools, name) {
             Some(tool) => Ok((tool.run)(args.to_vec())),
-            None => Err(usage(format!("there is no tool '{name}'; bpfscope list names them"))),
+            None => Err(no_tool(name)),
         },
     }
+}
+
+fn no_tool(name: &str) -> anyhow::Error {
+    usage(format!("there is no tool '{name}'; bpfscope list names them"))
 }
 
 fn say(text: &str) -> Result<u8> {

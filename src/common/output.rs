@@ -2,6 +2,7 @@
 
 //! From values to stdout: text columns, JSON lines or CSV, all from one declaration of records.
 
+use std::fs;
 use std::io;
 use std::io::IsTerminal as _;
 use std::io::Write as _;
@@ -11,7 +12,11 @@ use anyhow::Context as _;
 use anyhow::Result;
 use nix::errno::Errno;
 
-use crate::cgroup::CgroupNames;
+use crate::cgroup_names::CgroupNames;
+use crate::condition;
+use crate::condition::Condition;
+use crate::condition::Test;
+use crate::container::Runtime;
 use crate::error::usage;
 use crate::escape;
 use crate::histogram::Histogram;
@@ -19,10 +24,14 @@ use crate::histogram::Unit;
 use crate::record::Class;
 use crate::record::Column;
 use crate::record::Kind;
+use crate::record::PROCESS;
 use crate::record::Records;
 use crate::record::Source;
 use crate::record::column;
 use crate::shared::EventHead;
+use crate::table::Report;
+use crate::table::TableChoice;
+use crate::terminal::Screen;
 use crate::time::Clock;
 use crate::time::TimeFormat;
 use crate::value::Frame;
@@ -41,6 +50,39 @@ pub enum Form {
     /// A header and comma-separated lines.
     Csv,
 }
+
+/// Whether text has colours; `--color`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Color {
+    /// On a terminal, unless `NO_COLOR` is set.
+    Auto,
+    /// Everywhere.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+impl Color {
+    fn is_on(self) -> bool {
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => {
+                to_terminal()
+                    && set("NO_COLOR").is_none()
+                    && set("TERM").is_some_and(|term| term != "dumb")
+            }
+        }
+    }
+}
+
+/// A header's words.
+const BOLD: &[u8] = b"\x1b[1m";
+/// An error.
+const RED: &[u8] = b"\x1b[31m";
+/// The end of both.
+const NORMAL: &[u8] = b"\x1b[0m";
 
 /// Which fields the user wants; `--fields`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,14 +129,20 @@ impl Selection {
 pub struct Choice {
     /// `--output`.
     pub form: Form,
+    /// `--color`.
+    pub color: Color,
     /// `--fields`.
     pub fields: Option<Selection>,
     /// `--timestamp`.
     pub timestamp: bool,
     /// `--time-format`.
     pub time_format: Option<TimeFormat>,
+    /// `--filter`; all must hold.
+    pub filters: Vec<Condition>,
     /// `--limit`.
     pub limit: Option<u64>,
+    /// `--sort`, `--rows`, `--no-clear`, in a tool that has tables.
+    pub table: Option<TableChoice>,
 }
 
 /// What one kind of record looks like under the user's choice.
@@ -104,6 +152,8 @@ struct Plan {
     columns: Vec<(Source, Column)>,
     /// JSON and CSV fields that are shown.
     fields: Vec<(Source, &'static str, Type)>,
+    /// What must hold of a record that is shown; `None` when it never can.
+    tests: Option<Vec<Test>>,
 }
 
 impl Plan {
@@ -144,7 +194,10 @@ impl Plan {
             let fresh = || {
                 let header: &'static str = name.to_uppercase().leak();
                 let time = (name == "ts").then_some((TimeFormat::Iso, 9));
-                Column { time, ..column(name, header, header.len()) }
+                // Most processes are in no container, which is not the same as not knowing.
+                let none = ["container", "container_id", "runtime", "pod", "unit"].contains(&name);
+                let null = if none { "-" } else { "?" };
+                Column { time, null, ..column(name, header, header.len()) }
             };
             Column { shown: true, ..declared.unwrap_or_else(fresh) }
         };
@@ -181,7 +234,7 @@ impl Plan {
                 Ok((source(name)?, name, ty.unwrap_or(Type::String)))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { kind: kind.clone(), columns, fields })
+        Ok(Self { kind: kind.clone(), columns, fields, tests: Some(Vec::new()) })
     }
 }
 
@@ -202,6 +255,7 @@ pub enum Reader {
 /// Writes a tool's records to stdout. Nothing is written before [`Output::flush`].
 pub struct Output {
     form: Form,
+    color: bool,
     plans: Vec<Plan>,
     several_kinds: bool,
     header_of: Option<usize>,
@@ -209,7 +263,8 @@ pub struct Output {
     cell: Vec<u8>,
     /// Where event times are mapped to wall-clock time.
     pub clock: Clock,
-    cgroups: CgroupNames,
+    /// Names of cgroups and containers.
+    pub(crate) cgroups: CgroupNames,
     limit: Option<u64>,
     /// Records shown so far: events, rows and histograms.
     pub shown: u64,
@@ -220,6 +275,12 @@ pub struct Output {
     report: u64,
     reader: Reader,
     fields_chosen: bool,
+    /// The rows of the current report, where they are sorted before they are shown.
+    table: Option<Report>,
+    /// The terminal, while one table is drawn over another.
+    screen: Option<Screen>,
+    /// What was to be said on stderr while the screen was drawn.
+    notice: Option<String>,
 }
 
 impl Output {
@@ -244,8 +305,14 @@ impl Output {
         if let Some(error) = refused.filter(|_| all_refused) {
             return Err(error);
         }
+        for (plan, tests) in plans.iter_mut().zip(condition::bind(&choice.filters, &records.kinds)?)
+        {
+            plan.tests = tests;
+        }
+        let table = choice.table.as_ref().map(|t| Report::new(t, &records.kinds)).transpose()?;
         Ok(Self {
             form: choice.form,
+            color: choice.form == Form::Columns && choice.color.is_on(),
             several_kinds: plans.len() > 1,
             plans,
             header_of: None,
@@ -260,7 +327,30 @@ impl Output {
             report: 0,
             reader: Reader::There,
             fields_chosen: choice.fields.is_some(),
+            table,
+            screen: None,
+            notice: None,
         })
+    }
+
+    /// Whether cgroups or containers are shown.
+    pub(crate) fn names_cgroups(&self) -> bool {
+        let named = |source: &Source| {
+            use Source::*;
+            matches!(source, Cgroup | Container | ContainerId | Runtime | Pod | Unit)
+        };
+        self.plans.iter().any(|plan| {
+            let shown = match self.form {
+                Form::Columns => plan.columns.iter().any(|(source, _)| named(source)),
+                Form::Json | Form::Csv => plan.fields.iter().any(|(source, ..)| named(source)),
+            };
+            shown || plan.tests.iter().flatten().any(|test| named(&test.source))
+        })
+    }
+
+    /// The JSON fields of a kind that are shown.
+    pub(crate) fn shown_fields(&self, kind: usize) -> impl Iterator<Item = &'static str> {
+        self.plans[kind].fields.iter().map(|(_, name, _)| *name)
     }
 
     /// The form of stdout.
@@ -268,9 +358,20 @@ impl Output {
         self.form
     }
 
-    /// Adds a line of text that is not a record; left out of JSON and CSV.
+    /// Says once what the tool does; left out of JSON, CSV and screens.
+    fn banner(&mut self, text: &str) {
+        if self.form == Form::Columns && self.screen.is_none() {
+            self.buffer.extend_from_slice(text.as_bytes());
+            self.buffer.push(b'\n');
+        }
+    }
+
+    /// Adds a line of text that is not a record; left out of JSON and CSV. In a tool that has
+    /// tables it stands above the next one.
     pub fn line(&mut self, text: &str) {
-        if self.form == Form::Columns {
+        if let Some(table) = &mut self.table {
+            table.add_line(text);
+        } else if self.form == Form::Columns {
             self.buffer.extend_from_slice(text.as_bytes());
             self.buffer.push(b'\n');
         }
@@ -296,6 +397,23 @@ impl Output {
         }
     }
 
+    /// Everything is attached, or a saved file is opened: what stands above all text.
+    pub(crate) fn begin(&mut self, records: &Records) {
+        if let Some(banner) = &records.banner {
+            self.banner(banner);
+        }
+        if records.kinds.first().is_some_and(|kind| kind.class == Class::Event)
+            && self.form != Form::Json
+        {
+            self.header(0);
+        }
+    }
+
+    /// How many bytes wait for [`Output::flush`].
+    pub(crate) fn pending(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// The header line of a kind of record, if it is not the last one printed.
     pub fn header(&mut self, kind: usize) {
         if self.header_of == Some(kind) {
@@ -306,12 +424,18 @@ impl Output {
         match self.form {
             Form::Json => {}
             Form::Columns => {
+                if self.color {
+                    self.buffer.extend_from_slice(BOLD);
+                }
                 for (i, (_, column)) in plan.columns.iter().enumerate() {
                     let last = i + 1 == plan.columns.len();
                     pad(&mut self.buffer, column, last, |out| {
                         out.extend_from_slice(column.header.as_bytes());
                         column.header.len()
                     });
+                }
+                if self.color {
+                    self.buffer.extend_from_slice(NORMAL);
                 }
                 self.buffer.push(b'\n');
             }
@@ -343,15 +467,28 @@ impl Output {
     }
 
     /// Shows one event: `kind` is its index in [`Records::kinds`], `values` are its own fields in
-    /// their declared order. Returns whether it was shown (`--limit`).
+    /// their declared order. Returns whether it was shown (`--filter`, `--limit`).
     pub fn event(&mut self, kind: usize, head: &EventHead, values: &[Value<'_>]) -> bool {
-        self.record(kind, head.boot_ns, Some(head), values)
+        self.record(kind, Some(head.boot_ns), Who::Task(head), values)
     }
 
-    /// Shows one line of a table.
+    /// Shows one line of a table; in a tool that has [`crate::tool::Tool::TABLE`], with the others
+    /// of its report. Returns whether it was or will be shown.
     pub fn row(&mut self, kind: usize, values: &[Value<'_>]) -> bool {
         let now = self.clock.now();
-        self.record(kind, now, None, values)
+        self.record(kind, Some(now), Who::Nobody, values)
+    }
+
+    /// Shows a saved event or row; `process` are the fields of [`PROCESS`], for an event.
+    pub(crate) fn saved(
+        &mut self,
+        kind: usize,
+        boot_ns: Option<u64>,
+        process: &[Value<'_>],
+        values: &[Value<'_>],
+    ) {
+        let who = if process.is_empty() { Who::Nobody } else { Who::Saved(process) };
+        self.record(kind, boot_ns, who, values);
     }
 
     /// Shows one entry of a report that is not a line of a table: as text what `text` writes,
@@ -359,7 +496,10 @@ impl Output {
     pub fn entry(&mut self, kind: usize, values: &[Value<'_>], text: impl FnOnce(&mut Vec<u8>)) {
         if self.form != Form::Columns || self.fields_chosen {
             self.row(kind, values);
-        } else if self.take() {
+            return;
+        }
+        let now = self.clock.now();
+        if self.passes(kind, Some(now), Who::Nobody, values) && self.take() {
             text(&mut self.buffer);
         }
     }
@@ -367,16 +507,58 @@ impl Output {
     fn record(
         &mut self,
         kind: usize,
-        boot_ns: u64,
-        head: Option<&EventHead>,
+        boot_ns: Option<u64>,
+        who: Who<'_>,
         values: &[Value<'_>],
     ) -> bool {
+        if !self.passes(kind, boot_ns, who, values) {
+            return false;
+        }
+        if self.table.is_some() && self.plans[kind].kind.class == Class::Row {
+            let start = self.buffer.len();
+            self.render(kind, boot_ns, who, values);
+            let text = self.buffer.split_off(start);
+            if let Some(table) = &mut self.table {
+                table.add(kind, values, text);
+            }
+            return true;
+        }
         if !self.take() {
             return false;
         }
         if self.form != Form::Json {
             self.header(kind);
         }
+        self.render(kind, boot_ns, who, values);
+        true
+    }
+
+    /// Whether the record meets `--filter`; counts it if not.
+    fn passes(
+        &mut self,
+        kind: usize,
+        boot_ns: Option<u64>,
+        who: Who<'_>,
+        values: &[Value<'_>],
+    ) -> bool {
+        let passes = self.plans[kind].tests.as_ref().is_some_and(|tests| {
+            tests.iter().all(|test| {
+                if let (Source::Time, Some(boot_ns)) = (test.source, boot_ns) {
+                    self.cell.clear();
+                    self.clock.push_iso(&mut self.cell, boot_ns);
+                    return test.holds(&Value::Bytes(&self.cell));
+                }
+                with_value(test.source, boot_ns, who, values, &mut self.cgroups, |value| {
+                    test.holds(value)
+                })
+            })
+        });
+        self.filtered += u64::from(!passes);
+        passes
+    }
+
+    /// Adds the record's line.
+    fn render(&mut self, kind: usize, boot_ns: Option<u64>, who: Who<'_>, values: &[Value<'_>]) {
         let plan = &self.plans[kind];
         assert_eq!(values.len(), plan.kind.fields.len(), "values of {}", plan.kind.name);
         debug_assert!(
@@ -389,13 +571,23 @@ impl Output {
                 for (i, (source, column)) in plan.columns.iter().enumerate() {
                     let last = i + 1 == plan.columns.len();
                     pad(&mut self.buffer, column, last, |out| {
-                        if let (Source::Time, Some((format, decimals))) = (source, column.time) {
+                        if let (Source::Time, Some((format, decimals)), Some(boot_ns)) =
+                            (source, column.time, boot_ns)
+                        {
                             let start = out.len();
                             self.clock.push(out, boot_ns, format, decimals);
                             return out.len() - start;
                         }
-                        with_value(*source, boot_ns, head, values, &mut self.cgroups, |value| {
-                            value.text(out, column.format, column.null)
+                        with_value(*source, boot_ns, who, values, &mut self.cgroups, |value| {
+                            let red = self.color && matches!(value, Value::Errno(n) if *n != 0);
+                            if red {
+                                out.extend_from_slice(RED);
+                            }
+                            let width = value.text(out, column.format, column.null);
+                            if red {
+                                out.extend_from_slice(NORMAL);
+                            }
+                            width
                         })
                     });
                 }
@@ -417,13 +609,13 @@ impl Output {
                     push_uint(out, self.report);
                 }
                 for (source, name, ty) in &plan.fields {
-                    if *source == Source::Time {
+                    if let (Source::Time, Some(boot_ns)) = (source, boot_ns) {
                         out.extend_from_slice(b",\"ts\":\"");
                         self.clock.push_iso(out, boot_ns);
                         out.push(b'"');
                         continue;
                     }
-                    with_value(*source, boot_ns, head, values, &mut self.cgroups, |value| {
+                    with_value(*source, boot_ns, who, values, &mut self.cgroups, |value| {
                         value.json(out, name, *ty);
                     });
                 }
@@ -434,18 +626,17 @@ impl Output {
                     if i > 0 {
                         self.buffer.push(b',');
                     }
-                    if *source == Source::Time {
+                    if let (Source::Time, Some(boot_ns)) = (source, boot_ns) {
                         self.clock.push_iso(&mut self.buffer, boot_ns);
                         continue;
                     }
-                    with_value(*source, boot_ns, head, values, &mut self.cgroups, |value| {
+                    with_value(*source, boot_ns, who, values, &mut self.cgroups, |value| {
                         value.csv(&mut self.buffer, *ty);
                     });
                 }
                 self.buffer.push(b'\n');
             }
         }
-        true
     }
 
     /// Shows one histogram of the current report. `title` is the text line above the bars, if
@@ -509,9 +700,16 @@ impl Output {
                         if *source == Source::Time {
                             self.clock.push_iso(&mut self.buffer, now);
                         } else {
-                            with_value(*source, now, None, key, &mut self.cgroups, |value| {
-                                value.csv(&mut self.buffer, *ty);
-                            });
+                            with_value(
+                                *source,
+                                Some(now),
+                                Who::Nobody,
+                                key,
+                                &mut self.cgroups,
+                                |value| {
+                                    value.csv(&mut self.buffer, *ty);
+                                },
+                            );
                         }
                         self.buffer.push(b',');
                     }
@@ -521,10 +719,138 @@ impl Output {
         }
     }
 
+    /// Draws tables over one another from now on, where the form, the options and the terminal
+    /// let it. Returns whether it does.
+    ///
+    /// # Errors
+    /// Fails when the system has no descriptors left.
+    pub(crate) fn start_screen(&mut self) -> Result<Option<&Screen>> {
+        let clears = self.table.as_ref().is_some_and(Report::clears);
+        if self.form == Form::Columns && clears && crate::terminal::is_usable() {
+            self.screen = Some(Screen::start()?);
+        }
+        Ok(self.screen.as_ref())
+    }
+
+    /// Whether tables are drawn over one another.
+    pub(crate) fn has_screen(&self) -> bool {
+        self.screen.is_some()
+    }
+
+    /// Says something that is not a measurement: on stderr, or while a screen is drawn, on it.
+    pub(crate) fn notice(&mut self, tool: &str, text: &str) {
+        if self.screen.is_some() {
+            self.notice = Some(escape::printable(text.as_bytes()));
+        } else {
+            complain(tool, text);
+        }
+    }
+
+    /// Draws the table on the screen once more, for example after its size has changed.
+    pub(crate) fn redraw(&mut self) {
+        let (Some(screen), Some(table)) = (&self.screen, self.table.take()) else { return };
+        // Nothing to read is fine: then nothing had asked.
+        let _ = screen.wake().read();
+        if !screen.is_shown() {
+            self.table = Some(table);
+            return;
+        }
+        let extra = usize::from(self.notice.is_some());
+        let rows = table.screen_rows(screen.height().saturating_sub(extra));
+        let start = self.buffer.len();
+        if let Some(notice) = &self.notice {
+            self.buffer.extend_from_slice(notice.as_bytes());
+            self.buffer.push(b'\n');
+        }
+        self.push_table(&table, rows);
+        self.table = Some(table);
+        // From the top left, without long lines wrapping, each line cleared behind its end.
+        let frame = self.buffer.split_off(start);
+        self.buffer.extend_from_slice(b"\x1b[?7l\x1b[H");
+        for line in frame.split_inclusive(|b| *b == b'\n') {
+            self.buffer.extend_from_slice(line.strip_suffix(b"\n").unwrap_or(line));
+            self.buffer.extend_from_slice(b"\x1b[K\n");
+        }
+        self.buffer.extend_from_slice(b"\x1b[J\x1b[?7h");
+    }
+
+    /// Adds the table as text, cut to this many rows.
+    fn push_table(&mut self, table: &Report, rows: usize) {
+        for line in table.head() {
+            self.buffer.extend_from_slice(line.as_bytes());
+            self.buffer.push(b'\n');
+        }
+        for (i, part) in table.parts(rows).iter().enumerate() {
+            if i > 0 {
+                self.buffer.push(b'\n');
+            }
+            self.header_of = None;
+            self.header(part.kind);
+            part.rows.iter().for_each(|row| self.buffer.extend_from_slice(row));
+        }
+    }
+
+    /// Shows the rows that have been collected.
+    fn table_done(&mut self, now: u64, load: Option<&str>) {
+        let Some(mut table) = self.table.take() else { return };
+        self.cell.clear();
+        self.clock.push(&mut self.cell, now, TimeFormat::Wall, 0);
+        table.close(&String::from_utf8_lossy(&self.cell), load);
+        let mut rows = match (&self.screen, self.form) {
+            (Some(screen), _) => table.screen_rows(screen.height()),
+            (None, Form::Columns) => table.plain_rows(),
+            (None, _) => table.data_rows(),
+        };
+        // As many as the limit lets through.
+        let wanted = table.parts(rows).iter().map(|part| part.rows.len()).sum();
+        rows = (0..wanted).take_while(|_| self.take()).count();
+        match (self.screen.is_some(), self.form) {
+            (true, _) => {
+                self.table = Some(table);
+                self.redraw();
+                return;
+            }
+            (false, Form::Columns) => {
+                self.push_table(&table, rows);
+                self.buffer.push(b'\n');
+            }
+            (false, _) => {
+                for part in table.parts(rows) {
+                    if self.form == Form::Csv {
+                        self.header(part.kind);
+                    }
+                    part.rows.iter().for_each(|row| self.buffer.extend_from_slice(row));
+                }
+            }
+        }
+        self.table = Some(table);
+    }
+
+    /// Leaves the terminal as it was found, with what is on it, and says on stderr what was only
+    /// said there.
+    pub(crate) fn end_screen(&mut self, tool: &str) {
+        if self.screen.take().is_some()
+            && let Some(notice) = self.notice.take()
+        {
+            complain(tool, &notice);
+        }
+    }
+
     /// Closes the rows and histograms of one interval, which began at `start_boot_ns`.
     pub fn report_done(&mut self, start_boot_ns: u64) {
+        let load = self.table.as_ref().and_then(|_| fs::read_to_string("/proc/loadavg").ok());
+        self.close_report(self.clock.now(), start_boot_ns, load.as_deref());
+    }
+
+    /// The number of the report that a saved record belongs to.
+    pub(crate) fn set_report(&mut self, report: u64) {
+        self.report = report;
+    }
+
+    /// The same at `now`, when the load average was `load`.
+    pub(crate) fn close_report(&mut self, now: u64, start_boot_ns: u64, load: Option<&str>) {
+        self.table_done(now, load);
         if self.form == Form::Json {
-            let now = self.clock.now();
             let out = &mut self.buffer;
             out.extend_from_slice(b"{\"type\":\"report\",\"report\":");
             push_uint(out, self.report);
@@ -548,7 +874,11 @@ impl Output {
 
     /// `,"ts":…,"boot_ns":…` of now, for records that are not the tool's own.
     pub fn now_fields(&mut self) -> String {
-        let now = self.clock.now();
+        self.fields_at(self.clock.now())
+    }
+
+    /// The same of another moment.
+    pub(crate) fn fields_at(&mut self, now: u64) -> String {
         self.cell.clear();
         self.clock.push_iso(&mut self.cell, now);
         format!(",\"ts\":\"{}\",\"boot_ns\":\"{now}\"", String::from_utf8_lossy(&self.cell))
@@ -604,36 +934,78 @@ fn unit_of(name: &str) -> &'static str {
     }
 }
 
+/// Whose a record is.
+#[derive(Clone, Copy)]
+enum Who<'a> {
+    /// Nobody's: a row.
+    Nobody,
+    /// This task's.
+    Task(&'a EventHead),
+    /// That of a saved event: the values of [`PROCESS`].
+    Saved(&'a [Value<'a>]),
+}
+
 /// Calls `show` with the value of `source`.
 fn with_value<R>(
     source: Source,
-    boot_ns: u64,
-    head: Option<&EventHead>,
+    boot_ns: Option<u64>,
+    who: Who<'_>,
     values: &[Value<'_>],
     cgroups: &mut CgroupNames,
     show: impl FnOnce(&Value<'_>) -> R,
 ) -> R {
-    let process = |get: fn(&EventHead) -> u32| {
-        head.map_or(Value::Null, |head| Value::Uint(u64::from(get(head))))
-    };
+    match (source, who) {
+        (Source::Field(index), _) => show(&values[index]),
+        (Source::Time | Source::BootNs, _) => show(&boot_ns.map_or(Value::Null, Value::Id)),
+        (_, Who::Nobody) => show(&Value::Null),
+        (_, Who::Saved(process)) => {
+            let index = PROCESS.iter().position(|(known, _)| *known == source);
+            show(index.and_then(|index| process.get(index)).unwrap_or(&Value::Null))
+        }
+        (_, Who::Task(head)) => with_process(source, head, cgroups, show),
+    }
+}
+
+/// The same for a field of the process that an event is about.
+fn with_process<R>(
+    source: Source,
+    head: &EventHead,
+    cgroups: &mut CgroupNames,
+    show: impl FnOnce(&Value<'_>) -> R,
+) -> R {
+    let number = |number: u32| Value::Uint(u64::from(number));
+    // In a PID namespace, the ids of a task that it does not see are 0.
+    let outside = head.pid == 0 && head.host_tid != 0;
+    let inside = |id: u32| if outside { Value::Null } else { number(id) };
     match source {
-        Source::Field(index) => show(&values[index]),
-        Source::Time | Source::BootNs => show(&Value::Id(boot_ns)),
-        Source::Pid => show(&process(|head| head.pid)),
-        Source::Tid => show(&process(|head| head.tid)),
-        Source::Ppid => show(&process(|head| head.ppid)),
-        Source::Uid => show(&process(|head| head.uid)),
-        Source::Comm => match head {
-            Some(head) => show(&Value::Bytes(until_nul(&head.comm.map(|c| c.to_ne_bytes()[0])))),
-            None => show(&Value::Null),
-        },
-        Source::CgroupId => show(&head.map_or(Value::Null, |head| Value::Id(head.cgroup_id))),
-        Source::Cgroup => match head.and_then(|head| cgroups.path(head.cgroup_id)) {
+        Source::Pid => show(&inside(head.pid)),
+        Source::Tid => show(&inside(head.tid)),
+        Source::Ppid => show(&inside(head.ppid)),
+        Source::HostPid => show(&number(head.host_pid)),
+        Source::HostTid => show(&number(head.host_tid)),
+        Source::Uid => show(&number(head.uid)),
+        Source::Comm => show(&Value::Bytes(until_nul(&head.comm.map(|c| c.to_ne_bytes()[0])))),
+        Source::CgroupId => show(&Value::Id(head.cgroup_id)),
+        Source::Cgroup => match cgroups.path(head.cgroup_id) {
             Some(path) => show(&Value::Bytes(path)),
             None => show(&Value::Null),
         },
-        Source::Container => show(&Value::Null),
+        Source::Container | Source::ContainerId | Source::Runtime => {
+            let container = cgroups.identity(head.cgroup_id).container.as_deref();
+            show(&text(container.and_then(|container| match source {
+                Source::Container => Some(container.shown()),
+                Source::ContainerId => Some(container.id.as_str()),
+                _ => container.runtime.map(Runtime::name),
+            })))
+        }
+        Source::Pod => show(&text(cgroups.identity(head.cgroup_id).pod.as_deref())),
+        Source::Unit => show(&text(cgroups.identity(head.cgroup_id).unit.as_deref())),
+        Source::Time | Source::BootNs | Source::Field(_) => show(&Value::Null),
     }
+}
+
+fn text(text: Option<&str>) -> Value<'_> {
+    text.map_or(Value::Null, |text| Value::Bytes(text.as_bytes()))
 }
 
 /// The bytes before the first NUL, or all of them.
@@ -691,10 +1063,13 @@ mod tests {
     fn choice(form: Form, fields: Option<&str>) -> Choice {
         Choice {
             form,
+            color: Color::Auto,
             fields: fields.map(|f| Selection::parse(f).expect("valid")),
             timestamp: false,
             time_format: None,
+            filters: Vec::new(),
             limit: None,
+            table: None,
         }
     }
 
@@ -734,6 +1109,48 @@ mod tests {
             shown(&choice(Form::Csv, Some("pid,result,path"))),
             "pid,result,path\n7,-2,/a\\nb\n"
         );
+    }
+
+    #[test]
+    fn colors_do_not_change_the_columns() {
+        let kind = Kind::event("x")
+            .field("error", Type::Errno, "")
+            .columns([column("error", "ERR", 4).right(), column("pid", "PID", 6)]);
+        let shown = |color, errno| {
+            let choice = Choice { color, ..choice(Form::Columns, None) };
+            let mut output = Output::new(&Records::new([kind.clone()]), &choice).expect("valid");
+            let head = EventHead { pid: 7, ..EventHead::default() };
+            output.event(0, &head, &[Value::Errno(errno)]);
+            String::from_utf8(output.buffer.clone()).expect("UTF-8")
+        };
+        assert_eq!(shown(Color::Never, -2), " ERR PID\n   2 7\n");
+        assert_eq!(shown(Color::Always, -2), "\x1b[1m ERR PID\x1b[0m\n   \x1b[31m2\x1b[0m 7\n");
+        assert_eq!(shown(Color::Always, 0), "\x1b[1m ERR PID\x1b[0m\n   0 7\n");
+    }
+
+    #[test]
+    fn filtered_records_are_counted() {
+        let filter = |text| Choice {
+            filters: vec![Condition::parse(text).expect("a condition")],
+            limit: Some(1),
+            ..choice(Form::Csv, Some("pid"))
+        };
+        let head = EventHead { pid: 7, ..EventHead::default() };
+        let values = [Value::Int(-2), Value::Bytes(b"/a")];
+        for (text, passes) in [
+            ("pid = 7", true),
+            ("result < -2", false),
+            ("path ~ ^/", true),
+            ("ts ~ ^20", true),
+            ("boot_ns = 1", false),
+            ("cgroup = /x", false),
+        ] {
+            let mut output = Output::new(&Records::new([kind()]), &filter(text)).expect("valid");
+            assert_eq!(output.event(0, &head, &values), passes, "{text}");
+            // The limit counts what is shown.
+            let expected = (u64::from(passes), u64::from(!passes), passes);
+            assert_eq!((output.shown, output.filtered, output.full), expected, "{text}");
+        }
     }
 
     #[test]

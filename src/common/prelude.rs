@@ -23,6 +23,7 @@ pub use crate::session::Event;
 pub use crate::session::Every;
 pub use crate::session::Session;
 pub use crate::session::split;
+pub use crate::table::Table;
 pub use crate::time::TimeFormat;
 pub use crate::tool::Alias;
 pub use crate::tool::Doc;

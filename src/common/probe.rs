@@ -2,6 +2,7 @@
 
 //! Which way to hook: what can be known before anything is loaded.
 
+use std::collections::HashMap;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
@@ -10,12 +11,14 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use anyhow::Result;
 use libbpf_rs::OpenObject;
 use nix::sys::memfd::MFdFlags;
 use nix::sys::memfd::memfd_create;
 
 use crate::btf;
 use crate::btf::KernelBtf;
+use crate::btf_attach;
 use crate::btf_subset;
 use crate::tool::Way;
 
@@ -43,7 +46,7 @@ pub fn hook(section: &str) -> Hook<'_> {
 /// The running kernel as far as it matters for choosing a way.
 pub struct Kernel {
     btf: Option<KernelBtf>,
-    /// The functions and tracepoints that were asked for and exist.
+    /// The sections whose function or tracepoint exists.
     found: HashSet<String>,
 }
 
@@ -54,8 +57,11 @@ impl Kernel {
     }
 
     /// Looks for what these programs attach to.
-    pub fn look_for(&mut self, programs: &[Program]) {
-        let Some(btf) = &self.btf else { return };
+    ///
+    /// # Errors
+    /// Fails when libbpf cannot be told what was found.
+    pub fn look_for(&mut self, programs: &[Program]) -> Result<()> {
+        let Some(btf) = &self.btf else { return Ok(()) };
         let mut functions = Vec::new();
         let mut tracepoints = Vec::new();
         for program in programs {
@@ -70,7 +76,19 @@ impl Kernel {
         tracepoints.sort_unstable();
         tracepoints.dedup();
         let found = btf.find(&functions, &tracepoints);
-        self.found = found.into_iter().map(String::from).collect();
+        let ids: HashMap<String, u32> = programs
+            .iter()
+            .filter_map(|program| {
+                let id = match hook(&program.section) {
+                    Hook::Function(name) => found.functions.get(name),
+                    Hook::TypedTracepoint(name) => found.tracepoints.get(name),
+                    Hook::Other => None,
+                };
+                Some((program.section.clone(), *id?))
+            })
+            .collect();
+        self.found = ids.keys().cloned().collect();
+        btf_attach::know(ids)
     }
 
     /// Why a program with this section name cannot be attached; `None` when it may.
@@ -86,7 +104,7 @@ impl Kernel {
             _ if self.btf.is_none() => {
                 return Some(format!("the kernel has no BTF to find {} in", name(wanted)));
             }
-            Hook::Function(name) | Hook::TypedTracepoint(name) => self.found.contains(name),
+            Hook::Function(_) | Hook::TypedTracepoint(_) => self.found.contains(section),
         };
         (!found).then(|| format!("the kernel has no {}", name(wanted)))
     }

@@ -14,8 +14,11 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use anyhow::Result;
+use clap::Arg;
+use clap::ArgMatches;
 use clap::Command;
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use libbpf_rs::Link;
 use libbpf_rs::MapHandle;
 use libbpf_rs::Object;
@@ -29,6 +32,9 @@ use libbpf_rs::skel::SkelBuilder as _;
 
 use crate::aside::Asides;
 use crate::btf::KernelBtf;
+use crate::cgroup;
+use crate::cgroup_names;
+use crate::cgroup_names::CgroupNames;
 use crate::cli::Common;
 use crate::cli::add_common;
 use crate::error;
@@ -43,13 +49,18 @@ use crate::output::Output;
 use crate::output::complain;
 use crate::privileges;
 use crate::probe;
+use crate::probe::Hook;
 use crate::probe::Kernel;
 use crate::record::Records;
+use crate::saved;
+use crate::saved::Replay;
+use crate::schema;
 use crate::session::Attached;
 use crate::session::Session;
 use crate::session::Start;
 use crate::sys;
 use crate::sys::Held;
+use crate::tool::Alias;
 use crate::tool::Bpf;
 use crate::tool::Tool;
 use crate::tool::Way;
@@ -63,7 +74,7 @@ pub fn main<T: Tool>() -> ExitCode {
 pub fn command<T: Tool>() -> Command {
     let name = <T::Bpf as Bpf>::NAME;
     let command = T::augment_args(Command::new(name));
-    add_common(command, T::LETTERS)
+    add_common(command, T::LETTERS, T::TABLE)
         .version(env!("CARGO_PKG_VERSION"))
         .help_template("{about}\n\n{usage-heading} {usage}\n\n{all-args}")
         .max_term_width(100)
@@ -85,9 +96,8 @@ pub fn run<T: Tool>(args: Vec<OsString>) -> u8 {
 fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
     let name = <T::Bpf as Bpf>::NAME;
     let called = args.first().and_then(|arg| crate::multi::basename(arg)).unwrap_or_default();
-    if let Some(alias) =
-        T::ALIASES.iter().find(|alias| crate::multi::is_called(&called, alias.name))
-    {
+    let alias = T::ALIASES.iter().find(|alias| crate::multi::is_called(&called, alias.name));
+    if let Some(alias) = alias {
         args.splice(1..1, alias.args.iter().map(OsString::from));
     }
     if args.is_empty() {
@@ -98,13 +108,61 @@ fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
         Err(error) => return refuse(&error),
     };
     let mut tool = T::from_arg_matches(&matches).map_err(|e| error::usage(first_line(&e)))?;
-    let mut common = Common::from_matches(&matches, T::REFUSED)?;
+    let mut common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
+    if common.from.is_some() {
+        only_shows::<T>(&matches, alias)?;
+    }
     tool.check(&mut common)?;
     let records = tool.records();
     // Refuses unknown fields before anything is opened.
     let output = Output::new(&records, &common.choice)?;
-    let lost = climb(&tool, &common, &records, output)?;
+    let lost = match &common.from {
+        Some(file) => Replay::new(name, &records, output)?.run(file)?,
+        None => climb(&tool, &common, &records, output)?,
+    };
     Ok(if lost && common.strict { error::LOST } else { error::OK })
+}
+
+/// The JSON Schema of what the tool writes under these options.
+pub(crate) fn schema<T: Tool>(args: Vec<OsString>) -> Result<String> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let all = std::iter::once(name.into()).chain(args);
+    let matches = command::<T>()
+        .try_get_matches_from(all)
+        .map_err(|error| error::usage(first_line(&error)))?;
+    let tool = T::from_arg_matches(&matches).map_err(|e| error::usage(first_line(&e)))?;
+    let common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
+    let records = tool.records();
+    let output = Output::new(&records, &common.choice)?;
+    Ok(schema::of(name, &records, &output))
+}
+
+/// Refuses options that choose what is traced, for `--from`. Of the tool's own, those are fine that
+/// change which columns there are.
+fn only_shows<T: Tool>(matches: &ArgMatches, alias: Option<&Alias>) -> Result<()> {
+    let name = <T::Bpf as Bpf>::NAME;
+    let parse = |args: Vec<OsString>| {
+        command::<T>().try_get_matches_from(std::iter::once(name.into()).chain(args)).ok()
+    };
+    let columns = |args: Vec<OsString>| {
+        let tool = T::from_arg_matches(&parse(args)?).ok()?;
+        Some(format!("{:?}", tool.records().kinds))
+    };
+    let given_by_name: Vec<String> = alias
+        .and_then(|alias| parse(alias.args.iter().map(OsString::from).collect()))
+        .map(|matches| {
+            let given = |id: &&clap::Id| {
+                matches.value_source(id.as_str()) == Some(ValueSource::CommandLine)
+            };
+            matches.ids().filter(given).map(|id| id.as_str().to_string()).collect()
+        })
+        .unwrap_or_default();
+    let all: Vec<Arg> = command::<T>().get_arguments().cloned().collect();
+    let own: Vec<Arg> = T::augment_args(Command::new(name)).get_arguments().cloned().collect();
+    let plain = columns(Vec::new());
+    saved::refuse_tracing(matches, &all, &own, &given_by_name, |option| {
+        !option.is_empty() && columns(option).is_some_and(|columns| Some(columns) != plain)
+    })
 }
 
 /// Help and version go to stdout; anything else is one sentence.
@@ -179,7 +237,7 @@ fn climb<T: Tool>(tool: &T, common: &Common, records: &Records, output: Output) 
     };
     let mut output = Some(output);
     let mut refusals: Vec<String> = Vec::new();
-    kernel.look_for(&programs);
+    kernel.look_for(&programs)?;
     let mut ways: Vec<Way> = Vec::new();
     for way in probe::order(tool.ways(), &programs, &kernel) {
         match probe::settle(&way, &programs, &kernel) {
@@ -235,7 +293,10 @@ fn attempt<T: Tool>(
     take_warnings();
     let mut storage = MaybeUninit::uninit();
     let mut open = builder::<T>(types)?.open(&mut storage).context("opening the object")?;
-    let _models = prepare(open.open_object_mut(), common, way)?;
+    // Ids of cgroups are named, or containers looked for.
+    let watch = cgroup::mount().is_some()
+        && (!common.container.is_empty() || output.as_ref().is_some_and(Output::names_cgroups));
+    let _models = prepare(open.open_object_mut(), common, way, watch)?;
     let state_offset = ReaderState::offset(open.open_object())?;
     tool.configure(&mut open, way)?;
     let skel = match open.load() {
@@ -243,7 +304,7 @@ fn attempt<T: Tool>(
         Err(error) => return Ok(Attempt::Refused(explain(&format!("{error:#}")))),
     };
     let object = skel.object();
-    let (attached, way, held) = match attach(name, object, common, way)? {
+    let (attached, way, held, cgroups) = match attach(name, object, common, way, watch)? {
         Ok(done) => done,
         Err(reason) => return Ok(Attempt::Refused(reason)),
     };
@@ -256,12 +317,17 @@ fn attempt<T: Tool>(
         complain(name, &format!("way {}: {}", way.name, programs.join(" ")));
     }
     let reader_state = state_offset.map(|offset| ReaderState::of(object, offset)).transpose()?;
+    for text in cgroups.unmatched() {
+        complain(name, &format!("there is no container '{text}' yet: waiting for it"));
+    }
+    let mut output = output.take().context("the output was already taken")?;
+    output.cgroups = cgroups;
     let mut session = Session::new(Start {
         name,
         common,
         way: &way,
         object,
-        output: output.take().context("the output was already taken")?,
+        output,
         waiter: Waiter::new()?,
         attached,
         asides,
@@ -274,13 +340,21 @@ fn attempt<T: Tool>(
 
 /// What is common to all tools between open and load. The maps that are returned must stay open
 /// until the load.
-fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapHandle>> {
+fn prepare(
+    open: &mut OpenObject,
+    common: &Common,
+    way: &Way,
+    watch: bool,
+) -> Result<Vec<MapHandle>> {
     let tree = filter::filters_tree(common);
+    let cgroups = cgroup_programs(common, watch);
     for mut program in open.progs_mut() {
         let name = program.name().to_string_lossy().into_owned();
         let name = name.as_str();
         let wanted = if filter::TREE_PROGRAMS.contains(&name) {
             tree
+        } else if cgroup_names::PROGRAMS.contains(&name) {
+            cgroups.contains(&name)
         } else {
             [&way.programs, &way.by_hand, &way.optional].iter().any(|of| of.contains(&name))
         };
@@ -295,15 +369,32 @@ fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapH
         if let Some((_, of_way)) = name.split_once("__") {
             map.set_autocreate(of_way == way.name)?;
         }
+        if cgroup_names::MAPS.contains(&name.as_str()) {
+            map.set_autocreate(watch)?;
+        }
         if name == "events" {
             map.set_max_entries(u32::try_from(buffer)?)?;
         }
+    }
+    if let Some(rate) = common.max_rate
+        && !globals::set_constant(open, "rate_limit", &rate.to_ne_bytes())?
+    {
+        return Err(error::usage("--max-rate makes no sense here: it shows no single events"));
     }
     globals::set_constant(open, "ring_watermark", &(buffer / 8).to_ne_bytes())?;
     filter::configure(open, common)
 }
 
-type Hooked = (Vec<Attached>, Way, Option<Held>);
+/// Programs that tell of cgroups, as far as they are needed.
+fn cgroup_programs(common: &Common, watch: bool) -> &'static [&'static str] {
+    match (watch, common.container.is_empty()) {
+        (false, _) => &[],
+        (true, true) => &cgroup_names::PROGRAMS[..2],
+        (true, false) => &cgroup_names::PROGRAMS,
+    }
+}
+
+type Hooked = (Vec<Attached>, Way, Option<Held>, CgroupNames);
 
 /// Attaches the way's programs in its order. The inner error is why this kernel does not take it.
 fn attach(
@@ -311,6 +402,7 @@ fn attach(
     object: &Object,
     common: &Common,
     way: &Way,
+    watch: bool,
 ) -> Result<Result<Hooked, String>> {
     filter::fill(object, common)?;
     let one = |name: &'static str| -> Result<Attached, String> {
@@ -336,6 +428,14 @@ fn attach(
             filter::plant_tree(object, root)?;
         }
     }
+    for name in cgroup_programs(common, watch) {
+        match one(name) {
+            Ok(hooked) => attached.push(hooked),
+            Err(reason) => return Ok(Err(reason)),
+        }
+    }
+    let cgroups =
+        if watch { CgroupNames::watch(object, &common.container)? } else { CgroupNames::default() };
     for name in &way.programs {
         match one(name) {
             Ok(hooked) => attached.push(hooked),
@@ -355,29 +455,40 @@ fn attach(
     }
     if !common.command.is_empty() {
         let command = sys::hold_command(&common.command)?;
-        if filter::filters_tree(common) {
+        // With --tree another process is meant.
+        if filter::filters_tree(common) && common.tree.is_none() {
             filter::plant_tree(object, command.pid)?;
         }
         held = Some(command);
     }
-    Ok(Ok((attached, Way { optional, ..way.clone() }, held)))
+    Ok(Ok((attached, Way { optional, ..way.clone() }, held, cgroups)))
 }
 
 /// Attaches a program; a return probe with room for many calls at once where that is possible.
 fn hook_in(program: &ProgramMut<'_>, tool: &str) -> Result<(Link, Option<ReturnProbe>), String> {
-    if let Some(function) = kretprobe::function(program.section()) {
-        match ReturnProbe::attach(program, function) {
+    let narrow = match kretprobe::function(program.section()) {
+        None => None,
+        Some(function) => match ReturnProbe::attach(program, function) {
             Ok((link, probe)) => return Ok((link, Some(probe))),
-            Err(error) => complain(
-                tool,
-                &format!(
-                    "tracefs: {error:#}: when many calls of {function} are under way at once, \
-                     some are missed"
-                ),
+            Err(error) => Some((function, error)),
+        },
+    };
+    let section = program.section().to_string_lossy();
+    let link = match probe::hook(&section) {
+        // Their sections have handlers of our own, which do not attach.
+        Hook::Function(_) | Hook::TypedTracepoint(_) => program.attach_trace(),
+        Hook::Other => program.attach(),
+    };
+    let link = link.map_err(|error| explain(&format!("{error:#}")))?;
+    if let Some((function, error)) = narrow {
+        complain(
+            tool,
+            &format!(
+                "tracefs: {error:#}: when many calls of {function} are under way at once, some \
+                 are missed"
             ),
-        }
+        );
     }
-    let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
     Ok((link, None))
 }
 

@@ -21,6 +21,8 @@ use libbpf_rs::RingBufferBuilder;
 use nix::sys::wait::WaitPidFlag;
 use nix::sys::wait::WaitStatus;
 use nix::sys::wait::waitpid;
+use nix::time::ClockId;
+use nix::time::clock_gettime;
 use nix::unistd::Pid;
 use plain::Plain;
 
@@ -35,16 +37,15 @@ use crate::filter::TREE_TWINS;
 use crate::globals::ReaderState;
 use crate::kretprobe::ReturnProbe;
 use crate::loss::Loss;
-use crate::output::Form;
 use crate::output::Output;
 use crate::output::Reader;
 use crate::output::complain;
-use crate::record::Class;
 use crate::record::Records;
 use crate::shared::EventHead;
 use crate::shared::ReaderState as State;
 use crate::sys;
 use crate::sys::Held;
+use crate::sys::ProgramCounts;
 use crate::tool::Way;
 
 /// How many events are taken before the loop looks at signals and deadlines again.
@@ -130,6 +131,17 @@ pub struct Session<'a> {
     reason: Option<String>,
     child: Option<(u32, OwnedFd)>,
     child_status: Option<i32>,
+    /// Measures the programs' run time while it is open.
+    run_time: Option<OwnedFd>,
+    cost: Option<Cost>,
+}
+
+/// What the tool itself cost.
+struct Cost {
+    /// CPU time of the process.
+    cpu: Duration,
+    /// Of each program; none where the kernel may not be asked to measure it.
+    programs: Vec<(&'static str, ProgramCounts)>,
 }
 
 /// What the runner has ready for a session.
@@ -165,11 +177,16 @@ impl<'a> Session<'a> {
             reason: None,
             child: None,
             child_status: None,
+            run_time: start.common.verbose.then(|| sys::enable_run_time().ok()).flatten(),
+            cost: None,
         }
     }
 
     /// Everything is attached: says so, and lets the command of `-- COMMAND` start.
     pub(crate) fn ready(&mut self, records: &Records, held: Option<Held>) -> Result<()> {
+        if let Some(ring) = self.output.cgroups.news() {
+            self.waiter.watch_cgroups(ring)?;
+        }
         self.output.clock.restart();
         self.started = Instant::now();
         let programs: Vec<String> = self
@@ -180,7 +197,8 @@ impl<'a> Session<'a> {
             .chain(&self.way.optional)
             .map(|name| format!("\"{name}\""))
             .collect();
-        let now = self.output.now_fields();
+        // Of the very moment that times since the start are counted from.
+        let now = self.output.fields_at(self.output.clock.start());
         let ready = format!(
             "{{\"type\":\"ready\",\"schema\":1,\"tool\":\"{}\",\"version\":\"{}\",\"way\":\"{}\",\
              \"programs\":[{}]{now}}}",
@@ -190,14 +208,12 @@ impl<'a> Session<'a> {
             programs.join(",")
         );
         self.output.json_line(&ready);
-        if let Some(banner) = &records.banner {
-            self.output.line(banner);
-        }
-        if records.kinds.first().is_some_and(|kind| kind.class == Class::Event)
-            && self.output.form() != Form::Json
+        if self.common.command.is_empty()
+            && let Some(screen) = self.output.start_screen()?
         {
-            self.output.header(0);
+            self.waiter.watch_screen(screen)?;
         }
+        self.output.begin(records);
         self.output.flush()?;
         if let Some(fd) = self.common.ready_fd {
             let told = sys::adopt_fd(fd).and_then(|mut file| file.write_all(b"ready\n"));
@@ -300,7 +316,12 @@ impl<'a> Session<'a> {
     /// Swaps the output out, so that the callback can own it for the time of the loop.
     fn take_output(&mut self) -> Result<Output> {
         let none = Records::new([]);
-        let choice = crate::output::Choice { fields: None, ..self.common.choice.clone() };
+        let choice = crate::output::Choice {
+            fields: None,
+            filters: Vec::new(),
+            table: None,
+            ..self.common.choice.clone()
+        };
         let placeholder = Output::new(&none, &choice)?;
         Ok(std::mem::replace(&mut self.output, placeholder))
     }
@@ -327,6 +348,7 @@ impl<'a> Session<'a> {
         };
 
         loop {
+            let undecided = output.borrow_mut().cgroups.catch_up()?;
             let drained = drain()?;
             output.borrow_mut().flush()?;
             if output.borrow().reader() == Reader::Gone {
@@ -362,7 +384,7 @@ impl<'a> Session<'a> {
                 break;
             }
 
-            let due = [deadline, next_act].into_iter().flatten().min();
+            let due = [deadline, next_act, undecided].into_iter().flatten().min();
             let until = if ring.is_none() {
                 due
             } else if drained == DRAIN {
@@ -392,24 +414,40 @@ impl<'a> Session<'a> {
                     self.collect_child();
                     self.end("command");
                 }
+                Wake::Redraw => output.borrow_mut().redraw(),
+                Wake::Quit => self.end("quit"),
             }
         }
 
         // What the programs did before this moment counts; nothing after it.
         self.asides.iter_mut().for_each(|aside| aside.stop());
         let missed = self.missed();
+        if self.common.verbose {
+            self.cost = Some(self.cost());
+        }
         self.attached.clear();
         if self.reason.as_deref() != Some("reader") {
             while drain()? > 0 {
                 output.borrow_mut().flush()?;
             }
-            let complete = self.reason.as_deref() == Some("count");
+            // A screen keeps the last complete table rather than a short one.
+            let complete = self.reason.as_deref() == Some("count")
+                || (acted > 0 && output.borrow().has_screen());
             if let Some(every) = every.as_mut().filter(|_| !complete) {
                 (every.act)(*output.borrow_mut())?;
             }
         }
         output.borrow_mut().flush()?;
         self.report_loss_with(*output.borrow_mut(), missed)
+    }
+
+    fn cost(&self) -> Cost {
+        let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from);
+        let counts = |attached: &Attached| {
+            Some((attached.name, sys::program_counts(attached.program.as_fd())?))
+        };
+        let programs = self.run_time.iter().flat_map(|_| self.attached.iter().filter_map(counts));
+        Cost { cpu: cpu.unwrap_or_default(), programs: programs.collect() }
     }
 
     fn end(&mut self, reason: &str) {
@@ -441,7 +479,9 @@ impl<'a> Session<'a> {
                 None if attached.is_kprobe => known(sys::link_misses(attached.link.as_fd())),
                 None => 0,
             };
-            more + known(sys::recursion_misses(attached.program.as_fd()))
+            more + known(
+                sys::program_counts(attached.program.as_fd()).and_then(|counts| counts.skipped),
+            )
         };
         let twins = || self.way.twins.iter().chain([&TREE_TWINS]);
         let mut sum = 0;
@@ -468,16 +508,18 @@ impl<'a> Session<'a> {
         let total = Loss::read(self.object)?;
         let new = total - self.reported;
         let new_missed = missed.map(|n| n.saturating_sub(self.reported_missed.unwrap_or(0)));
-        if !new.any() && new_missed.unwrap_or(0) == 0 {
+        if new == Loss::default() && new_missed.unwrap_or(0) == 0 {
             self.reported_missed = missed.or(self.reported_missed);
             return Ok(());
         }
         let now = output.now_fields();
         output.json_line(&format!(
-            "{{\"type\":\"lost\",\"lost\":{},\"map_full\":{},\"missed\":{}{now}}}",
+            "{{\"type\":\"lost\",\"lost\":{},\"map_full\":{},\"missed\":{},\
+             \"rate_limited\":{}{now}}}",
             new.lost,
             new.map_full,
-            or_null(new_missed)
+            or_null(new_missed),
+            new.rate_limited
         ));
         let mut parts = Vec::new();
         if new.lost > 0 {
@@ -492,7 +534,10 @@ impl<'a> Session<'a> {
         if let Some(missed) = new_missed.filter(|missed| *missed > 0) {
             parts.push(format!("the kernel skipped {missed} probe hits"));
         }
-        complain(self.name, &parts.join("; "));
+        if new.rate_limited > 0 {
+            parts.push(format!("left out {} events, as --max-rate says", new.rate_limited));
+        }
+        output.notice(self.name, &parts.join("; "));
         self.reported = total;
         self.reported_missed = missed.or(self.reported_missed);
         output.flush()
@@ -505,14 +550,31 @@ impl<'a> Session<'a> {
         let now = self.output.now_fields();
         let mut end = format!(
             "{{\"type\":\"end\",\"reason\":\"{}\",\"events\":{},\"filtered\":{},\"lost\":{},\
-             \"map_full\":{},\"missed\":{}",
+             \"map_full\":{},\"missed\":{},\"rate_limited\":{}",
             self.reason.as_deref().unwrap_or("done"),
             self.output.shown,
             self.output.filtered,
             total.lost,
             total.map_full,
-            or_null(missed)
+            or_null(missed),
+            total.rate_limited
         );
+        if let Some(cost) = &self.cost {
+            let programs: Vec<String> = cost
+                .programs
+                .iter()
+                .map(|(name, counts)| {
+                    let ProgramCounts { runs, run_ns, .. } = counts;
+                    format!("{{\"name\":\"{name}\",\"runs\":{runs},\"run_ns\":{run_ns}}}")
+                })
+                .collect();
+            let _ = write!(
+                end,
+                ",\"cpu_ns\":{},\"programs\":[{}]",
+                cost.cpu.as_nanos(),
+                programs.join(",")
+            );
+        }
         if self.child.is_some() {
             let status = self.child_status.map(|s| u64::try_from(s).unwrap_or(0));
             let _ = write!(end, ",\"child_status\":{}", or_null(status));
@@ -520,6 +582,7 @@ impl<'a> Session<'a> {
         let _ = write!(end, "{now}}}");
         self.output.json_line(&end);
         self.output.flush()?;
+        self.output.end_screen(self.name);
         if self.common.verbose {
             complain(
                 self.name,
@@ -531,6 +594,18 @@ impl<'a> Session<'a> {
                     total.map_full
                 ),
             );
+            if let Some(cost) = &self.cost {
+                let runs: u64 = cost.programs.iter().map(|(_, counts)| counts.runs).sum();
+                let run_ns: u64 = cost.programs.iter().map(|(_, counts)| counts.run_ns).sum();
+                complain(
+                    self.name,
+                    &format!(
+                        "took {:.1} ms of CPU time; its programs ran {runs} times, {:.3} ms",
+                        cost.cpu.as_secs_f64() * 1e3,
+                        Duration::from_nanos(run_ns).as_secs_f64() * 1e3
+                    ),
+                );
+            }
         }
         Ok(total.any() || missed.unwrap_or(0) > 0)
     }

@@ -40,9 +40,10 @@ static SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// The eventfd that the handler writes to.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
-/// Async-signal-safe: atomics, write(2) and _exit(2) only.
+/// Async-signal-safe: atomics, write(2), tcsetattr(3) and _exit(2) only.
 extern "C" fn on_signal(signal: libc::c_int) {
     if SIGNAL.swap(signal, Ordering::SeqCst) != 0 {
+        crate::terminal::restore();
         // SAFETY: ends the process without running anything of it.
         unsafe { libc::_exit(130) };
     }
@@ -124,9 +125,20 @@ pub fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// How often the kernel skipped the program because it was already running on that CPU;
-/// `None` where it does not count that (before 5.12).
-pub fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
+/// What the kernel counts about a program.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProgramCounts {
+    /// How often it was skipped because it was already running on that CPU; `None` where that is
+    /// not counted (before 5.12).
+    pub skipped: Option<u64>,
+    /// How often it ran while [`enable_run_time`] was in force.
+    pub runs: u64,
+    /// How long these runs took together, in nanoseconds.
+    pub run_ns: u64,
+}
+
+/// Asks what the kernel counts about a program; `None` where it does not answer.
+pub fn program_counts(program: BorrowedFd<'_>) -> Option<ProgramCounts> {
     // SAFETY: all zeros is a valid bpf_prog_info: it asks for no arrays.
     let mut info: libbpf_sys::bpf_prog_info = unsafe { mem::zeroed() };
     let mut size = u32::try_from(size_of_val(&info)).ok()?;
@@ -138,8 +150,31 @@ pub fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
             &raw mut size,
         )
     };
+    if err != 0 {
+        return None;
+    }
     let needed = mem::offset_of!(libbpf_sys::bpf_prog_info, recursion_misses) + size_of::<u64>();
-    (err == 0 && usize::try_from(size).ok()? >= needed).then_some(info.recursion_misses)
+    let has_skipped = usize::try_from(size).ok()? >= needed;
+    Some(ProgramCounts {
+        skipped: has_skipped.then_some(info.recursion_misses),
+        runs: info.run_cnt,
+        run_ns: info.run_time_ns,
+    })
+}
+
+/// Lets the kernel measure how long programs run, until the descriptor is closed; each run then
+/// costs some tens of nanoseconds more. Needs `CAP_SYS_ADMIN`.
+///
+/// # Errors
+/// Fails when the caller may not.
+pub fn enable_run_time() -> io::Result<OwnedFd> {
+    // SAFETY: plain system call.
+    let fd = unsafe { libbpf_sys::bpf_enable_stats(libbpf_sys::BPF_STATS_RUN_TIME) };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel just returned it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// How many probe hits the kernel itself missed on a perf-event link (kprobe, kretprobe);

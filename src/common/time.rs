@@ -49,7 +49,8 @@ pub struct Clock {
     zone: TimeZone,
     /// Nanoseconds to add to a boot time to get nanoseconds since 1970.
     offset: i128,
-    measured: Instant,
+    /// When the offset was measured; `None` where it is given.
+    measured: Option<Instant>,
     /// What a time namespace adds to `CLOCK_BOOTTIME` in user space, but not in the kernel
     /// (`/proc/self/timens_offsets`).
     namespace: i128,
@@ -73,7 +74,7 @@ impl Clock {
         let mut clock = Self {
             zone: TimeZone::system(),
             offset: 0,
-            measured: Instant::now(),
+            measured: None,
             namespace: namespace_offset(),
             start: 0,
             first: None,
@@ -97,9 +98,31 @@ impl Clock {
         self.start = self.now();
     }
 
+    /// Maps times around `boot_ns` as they were when that was `wall_ns` since 1970.
+    pub fn set(&mut self, boot_ns: u64, wall_ns: i128) {
+        self.offset = wall_ns - i128::from(boot_ns);
+        // Not to be measured here: it was elsewhere, or long ago.
+        self.measured = None;
+    }
+
+    /// "Since start" counts from then.
+    pub fn set_start(&mut self, boot_ns: u64) {
+        self.start = boot_ns;
+    }
+
+    /// When "since start" began.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// The `CLOCK_BOOTTIME` at a time in nanoseconds since 1970.
+    pub fn boot_time(&self, wall_ns: i128) -> u64 {
+        u64::try_from(wall_ns - self.offset).unwrap_or(0)
+    }
+
     /// Measures the offset again if the last time is a second ago.
     pub fn refresh(&mut self) {
-        if self.measured.elapsed() >= Duration::from_secs(1) {
+        if self.measured.is_some_and(|at| at.elapsed() >= Duration::from_secs(1)) {
             self.measure();
         }
     }
@@ -116,7 +139,7 @@ impl Clock {
                 self.offset = wall - (before + width / 2) + self.namespace;
             }
         }
-        self.measured = Instant::now();
+        self.measured = Some(Instant::now());
     }
 
     fn wall(&self, boot_ns: u64) -> (i64, u32) {

@@ -10,6 +10,7 @@ use crate::aside::Asides;
 use crate::cli::Common;
 use crate::record::Records;
 use crate::session::Session;
+use crate::table::Table;
 
 /// A tool's kernel side, as `bpf!` describes it.
 pub trait Bpf {
@@ -146,6 +147,9 @@ pub trait Tool: clap::Args + Sized + 'static {
     /// Which letter each common option has in this tool: `("pid", 'p')`. Options that upstream
     /// does not have here have no letter.
     const LETTERS: &'static [(&'static str, char)] = &[];
+    /// That it shows tables, and how they are sorted unless the user says otherwise: gives the tool
+    /// `--sort`, `--rows` and `--no-clear`, and its rows an order.
+    const TABLE: Option<Table> = None;
     /// Other names of the tool.
     const ALIASES: &'static [Alias] = &[];
     /// Common options that make no sense here, each with the reason as a sentence's end: "it

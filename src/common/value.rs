@@ -73,9 +73,11 @@ pub enum Value<'a> {
     /// An errno, 0 = no error; negative values are taken as their opposite.
     Errno(i32),
     /// One of an enumeration: its name if it is known, and its number.
-    Name(Option<&'static str>, i64),
+    Name(Option<&'a str>, i64),
     /// A set of bits with the table of their names.
     Flags(&'static [Flag], u64),
+    /// The same of a saved record: the names are already put together.
+    FlagNames(&'a str, u64),
     /// An IPv4 or IPv6 address.
     Ip(IpAddr),
     /// A call stack.
@@ -102,7 +104,7 @@ pub enum Type {
     Errno,
     /// [`Value::Name`]; the name or null, and `FIELD_raw`, the number.
     Name,
-    /// [`Value::Flags`]; the names joined by `|`, and `FIELD_raw`, the number.
+    /// [`Value::Flags`], [`Value::FlagNames`]; the names joined by `|`, and `FIELD_raw`, the number.
     Flags,
     /// [`Value::Ip`]; a JSON string.
     Ip,
@@ -124,7 +126,7 @@ impl Type {
                 | (Self::List, Value::List(..))
                 | (Self::Errno, Value::Errno(_))
                 | (Self::Name, Value::Name(..))
-                | (Self::Flags, Value::Flags(..))
+                | (Self::Flags, Value::Flags(..) | Value::FlagNames(..))
                 | (Self::Ip, Value::Ip(_))
                 | (Self::Stack, Value::Stack(_))
         )
@@ -245,13 +247,19 @@ impl Value<'_> {
             }
             Value::List(bytes, cut) => return list_text(out, bytes, cut, format),
             Value::Errno(errno) => push_int(out, i64::from(errno).abs()),
-            Value::Name(Some(name), _) => out.extend_from_slice(name.as_bytes()),
+            Value::Name(Some(name), _) => return escape::text(out, name.as_bytes()),
             Value::Name(None, raw) => push_int(out, raw),
             Value::Flags(table, bits) => match format {
                 Format::Octal(width) => {
                     out.extend_from_slice(format!("{bits:0width$o}").as_bytes());
                 }
                 _ => push_flags(out, table, bits),
+            },
+            Value::FlagNames(names, bits) => match format {
+                Format::Octal(width) => {
+                    out.extend_from_slice(format!("{bits:0width$o}").as_bytes());
+                }
+                _ => return escape::text(out, names.as_bytes()),
             },
             Value::Ip(ip) => out.extend_from_slice(ip.to_string().as_bytes()),
             Value::Stack(frames) => {
@@ -299,6 +307,13 @@ impl Value<'_> {
                 key(out, name, "_raw");
                 push_uint(out, bits);
             }
+            Value::FlagNames(names, bits) => {
+                out.push(b'"');
+                escape::json(out, names.as_bytes());
+                out.push(b'"');
+                key(out, name, "_raw");
+                push_uint(out, bits);
+            }
             Value::Ip(ip) => out.extend_from_slice(format!("\"{ip}\"").as_bytes()),
             Value::Stack(frames) => stack_json(out, frames),
         }
@@ -321,12 +336,17 @@ impl Value<'_> {
                 out.extend_from_slice(&cell);
             }
             Value::Name(text, raw) => {
-                out.extend_from_slice(text.unwrap_or("").as_bytes());
+                escape::csv(out, text.unwrap_or("").as_bytes());
                 out.push(b',');
                 push_int(out, raw);
             }
             Value::Flags(table, bits) => {
                 push_flags(out, table, bits);
+                out.push(b',');
+                push_uint(out, bits);
+            }
+            Value::FlagNames(names, bits) => {
+                escape::csv(out, names.as_bytes());
                 out.push(b',');
                 push_uint(out, bits);
             }
@@ -470,7 +490,7 @@ fn named(out: &mut Vec<u8>, name: &str, text: Option<&str>, raw: i64) {
     match text {
         Some(text) => {
             out.push(b'"');
-            out.extend_from_slice(text.as_bytes());
+            escape::json(out, text.as_bytes());
             out.push(b'"');
         }
         None => out.extend_from_slice(b"null"),

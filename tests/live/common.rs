@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::BufRead as _;
 use std::io::BufReader;
 use std::io::Read as _;
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Child;
@@ -49,8 +50,14 @@ pub const CASES: &[Case] = &[
     Case::new("a second signal ends a stuck tool", second_signal),
     Case::new("duration and limit end a tool", duration_and_limit),
     Case::new("a full disk is an error", full_disk),
+    Case::new("saved events look as they did live", saved),
+    Case::new("filters on fields", field_filters),
     Case::new("no capabilities, no kernel types", cannot_run),
     Case::new("no tracefs", no_tracefs),
+    Case::new("what comes after ready is seen", ready_promise),
+    Case::new("a brake", max_rate),
+    Case::new("its own cost", own_cost),
+    Case::new("a command line of its own", command_line),
     Case::new("what a killed tool left behind is removed", left_behind),
     Case::new("a map of 20,000 keys is read whole", whole_maps),
     Case::alone("single events come within 200 ms", single_events),
@@ -224,6 +231,75 @@ fn duration_and_limit() -> Outcome {
     Outcome::Passed
 }
 
+/// Two instances see the same: what the one saves is shown as the other has shown it live.
+fn saved() -> Outcome {
+    const WORK: &str = "read go; ls /tmp >/dev/null; cat /no/such/file; printf 'a\\033[2Jb' >/dev/null; \
+                        cat \"$1\"; : 3<>/dev/tcp/127.0.0.1/9; exit 0";
+    for tool in ["execsnoop", "opensnoop", "tcpconnect"] {
+        let odd = scratch("saved").join("a\x1b\nb\\");
+        let mut work = Command::new("bash");
+        work.args(["-c", WORK, "bash"]).arg(&odd).stdin(Stdio::piped());
+        let mut work = work.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("bash");
+        let tree = work.id().to_string();
+        let json = start(tool, &["--tree", &tree]);
+        let mut text = command(tool, &["--tree", &tree])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("spawn");
+        let mut stdout = BufReader::new(text.stdout.take().expect("piped"));
+        let mut live = String::new();
+        // The header: it is attached.
+        stdout.read_line(&mut live).expect("a header");
+        work.stdin.take().expect("piped").write_all(b"go\n").expect("write");
+        work.wait().expect("wait");
+        kill(Pid::from_raw(i32::try_from(text.id()).expect("pid")), Signal::SIGINT).expect("kill");
+        stdout.read_to_string(&mut live).expect("UTF-8");
+        assert!(wait(text).status.success());
+        let finished = json.stop();
+        finished.assert_clean();
+        assert!(finished.of("event").count() > 0, "{tool} saw nothing");
+
+        let lines: String = finished.records.iter().map(|record| format!("{record}\n")).collect();
+        let file = scratch("saved").join("lines");
+        fs::write(&file, &lines).expect("write");
+        let again = command(tool, &["--from"]).arg(&file).output().expect("run");
+        assert!(again.status.success() && again.stderr.is_empty(), "{again:?}");
+        assert_eq!(String::from_utf8_lossy(&again.stdout), live, "{tool}");
+        // And as JSON it is what it was, to the last field.
+        let mut again = command(tool, &["--output", "json", "--from"]);
+        let again = start_command(std::mem::replace(again.arg(&file), Command::new("true")));
+        assert_eq!(again.finish().records, finished.records, "{tool}");
+    }
+    Outcome::Passed
+}
+
+/// What `--filter` leaves out is counted, and the limit counts what is shown.
+fn field_filters() -> Outcome {
+    let directory = scratch("filter");
+    let tid = gettid().to_string();
+    let missing = "error = ENOENT";
+    let mine = format!("path ~ ^{}", directory.display());
+    let args = ["--tid", &tid, "--filter", missing, "--filter", &mine, "--limit", "2"];
+    let tool = start("opensnoop", &args);
+    let there = directory.join("there");
+    File::create(&there).expect("create");
+    for _ in 0..3 {
+        File::open(&there).expect("open");
+        let _ = File::open(directory.join("missing"));
+    }
+    let finished = tool.finish();
+    finished.assert_clean();
+    let shown: Vec<&str> =
+        finished.of("event").map(|event| event["path"].as_str().expect("path")).collect();
+    assert_eq!(shown, [directory.join("missing").to_str().expect("UTF-8"); 2]);
+    let end = finished.end();
+    assert_eq!((end["reason"].as_str(), end["events"].as_u64()), (Some("limit"), Some(2)));
+    // The creation, and two opens before the second one that failed.
+    assert!(end["filtered"].as_u64().expect("a number") >= 3, "{end}");
+    Outcome::Passed
+}
+
 fn full_disk() -> Outcome {
     for tool in tools() {
         let output = command(&tool, &["--output", "json"])
@@ -280,6 +356,87 @@ fn cannot_run() -> Outcome {
         assert!(!typed_ways.contains(&running.way()), "{tool}: {}", running.ready);
         running.stop().assert_clean();
     }
+    Outcome::Passed
+}
+
+/// In 100 of 100 runs, an event made right after `ready` is shown.
+fn ready_promise() -> Outcome {
+    let path = scratch("ready").join("file");
+    let tid = gettid().to_string();
+    for _ in 0..100 {
+        let tool = start("opensnoop", &["--tid", &tid, "--limit", "1"]);
+        let _ = File::open(&path);
+        let finished = tool.finish();
+        finished.assert_clean();
+        assert_eq!(finished.of("event").count(), 1);
+    }
+    Outcome::Passed
+}
+
+/// `--max-rate` lets so many through a second, and counts all others.
+fn max_rate() -> Outcome {
+    const OPENS: u64 = 5000;
+    const RATE: u64 = 50;
+    let path = scratch("rate").join("file");
+    let tid = gettid().to_string();
+    let tool = start("opensnoop", &["--tid", &tid, "--max-rate", &RATE.to_string()]);
+    let begun = Instant::now();
+    for _ in 0..OPENS {
+        let _ = File::open(&path);
+    }
+    // Each second of the kernel's clock that has begun lets so many through.
+    let seconds = begun.elapsed().as_secs() + 2;
+    let finished = tool.stop();
+    finished.assert_clean();
+    let end = finished.end();
+    let number = |name: &str| end[name].as_u64().expect("a number");
+    assert_eq!(number("events") + number("rate_limited"), OPENS, "{end}");
+    assert_eq!(number("events"), finished.of("event").count() as u64);
+    assert!((RATE..=RATE * seconds).contains(&number("events")), "{seconds} s: {end}");
+    let told: u64 = finished.of("lost").filter_map(|r| r["rate_limited"].as_u64()).sum();
+    assert_eq!(told, number("rate_limited"));
+    assert!(finished.stderr.contains("--max-rate"), "{}", finished.stderr);
+    let refused = command("biolatency", &["--max-rate", "1"]).output().expect("run");
+    assert_eq!(refused.status.code(), Some(2));
+    Outcome::Passed
+}
+
+/// With `--verbose` the end says what the tool and each of its programs cost.
+fn own_cost() -> Outcome {
+    const OPENS: u64 = 200;
+    let path = scratch("cost").join("file");
+    let tool = start("opensnoop", &["--verbose", "--tid", &gettid().to_string()]);
+    for _ in 0..OPENS {
+        let _ = File::open(&path);
+    }
+    let finished = tool.stop();
+    finished.assert_clean();
+    let end = finished.end();
+    assert!(end["cpu_ns"].as_u64().is_some_and(|ns| ns > 0), "{end}");
+    let programs = end["programs"].as_array().expect("programs");
+    let sum = |name: &str| programs.iter().filter_map(|p| p[name].as_u64()).sum::<u64>();
+    assert!(sum("runs") >= OPENS && sum("run_ns") > 0, "{end}");
+    assert!(finished.stderr.contains("of CPU time"), "{}", finished.stderr);
+    Outcome::Passed
+}
+
+/// `--run` takes a line for the shell; its processes are traced, and what it prints is not in the
+/// tool's own output.
+fn command_line() -> Outcome {
+    let path = scratch("run").join("file");
+    let path = path.display();
+    let line = format!("echo said; cat {path} 2> /dev/null; exit 3");
+    let finished = start("opensnoop", &["--run", &line]).finish();
+    finished.assert_clean();
+    let wanted = |event: &&serde_json::Value| event["path"] == path.to_string();
+    let events: Vec<_> = finished.of("event").filter(wanted).collect();
+    assert_eq!(events.len(), 1, "{:?}", finished.records);
+    assert_eq!(events[0]["comm"], "cat");
+    assert_eq!(finished.end()["reason"], "command");
+    assert_eq!(finished.end()["child_status"], 3);
+    assert_eq!(finished.stderr, "said\n");
+    let both = command("opensnoop", &["--run", "true", "--", "true"]).output().expect("run");
+    assert_eq!(both.status.code(), Some(2));
     Outcome::Passed
 }
 

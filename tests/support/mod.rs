@@ -6,8 +6,10 @@
 
 pub mod burner;
 pub mod disk;
+pub mod schema;
 pub mod uring;
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::BufRead as _;
 use std::io::BufReader;
@@ -18,6 +20,9 @@ use std::process::Child;
 use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -87,6 +92,17 @@ pub fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_bpfscope"))
 }
 
+/// Set in the environment, it makes the test program a multi-call binary of the tests' own tools.
+pub const AS_TOOLS: &str = "BPFSCOPE_TEST_TOOLS";
+
+/// A tool of the tests' own that has not been started yet.
+pub fn own_command(tool: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.env(AS_TOOLS, "1").arg(tool).args(args);
+    command.stdin(Stdio::null());
+    command
+}
+
 /// A tool that has not been started yet.
 pub fn command(tool: &str, args: &[&str]) -> Command {
     let mut command = Command::new(binary());
@@ -95,8 +111,31 @@ pub fn command(tool: &str, args: &[&str]) -> Command {
     command
 }
 
+/// The schema that each line of this tool's JSON is held against. `fields` is what `--fields` says.
+fn schema_of(tool: &str, fields: Option<&str>, own: bool) -> Arc<Value> {
+    type Known = HashMap<(String, Option<String>), Arc<Value>>;
+    static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+    let key = (tool.to_string(), fields.map(String::from));
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.get_or_insert_default();
+    let schema = known.entry(key).or_insert_with(|| {
+        let mut command =
+            if own { own_command("schema", &[tool]) } else { command("schema", &[tool]) };
+        command.args(fields.map(|fields| format!("--fields={fields}")));
+        let output = command.output().expect("bpfscope schema");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command:?}: {stderr}");
+        Arc::new(serde_json::from_slice(&output.stdout).expect("a schema is JSON"))
+    });
+    Arc::clone(schema)
+}
+
 /// A tool that is running with `--output json`.
 pub struct Running {
+    /// What it was told with `--fields`.
+    fields: Option<String>,
+    /// Whether it is one of the tests' own.
+    own: bool,
     child: Child,
     records: Receiver<Value>,
     seen: Vec<Value>,
@@ -173,8 +212,20 @@ pub fn start_command(mut command: Command) -> Running {
             }
         }
     });
-    let mut running =
-        Running { child, records, seen: Vec::new(), stderr: Some(stderr), ready: Value::Null };
+    let args: Vec<String> =
+        command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let at = args.iter().position(|arg| arg == "--fields");
+    let fields = at.and_then(|at| args.get(at + 1)).cloned();
+    let own = command.get_envs().any(|(name, _)| name == AS_TOOLS);
+    let mut running = Running {
+        fields,
+        own,
+        child,
+        records,
+        seen: Vec::new(),
+        stderr: Some(stderr),
+        ready: Value::Null,
+    };
     match running.records.recv_timeout(patience()) {
         Ok(record) => {
             assert_eq!(record["type"], "ready", "{record}");
@@ -253,9 +304,14 @@ impl Running {
                 Ok(record) => self.seen.push(record),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
+                    // What it says when it is told to end explains more.
+                    self.signal(Signal::SIGINT);
+                    while let Ok(record) = self.records.recv_timeout(Duration::from_secs(5)) {
+                        self.seen.push(record);
+                    }
                     let _ = self.child.kill();
-                    let last = self.seen.last().cloned();
-                    panic!("the tool did not end; {} records, the last: {last:?}", self.seen.len());
+                    let (count, last) = (self.seen.len(), self.seen.last());
+                    panic!("the tool did not end by itself; {count} records, the last: {last:?}");
                 }
             }
         }
@@ -264,6 +320,15 @@ impl Running {
         let records = std::mem::take(&mut self.seen);
         if let Some(bad) = records.iter().find(|record| record["type"] == "NOT JSON") {
             panic!("a line of stdout is not JSON: {bad}");
+        }
+        let tool = self.ready["tool"].as_str().unwrap_or_default();
+        if !tool.is_empty() {
+            let schema = schema_of(tool, self.fields.as_deref(), self.own);
+            for record in &records {
+                if let Err(wrong) = schema::check(&schema, record) {
+                    panic!("a line is not as `bpfscope schema {tool}` says: {wrong}");
+                }
+            }
         }
         Finished { records, status, stderr }
     }

@@ -129,6 +129,8 @@ worker is the worker's, which is no thread of the process there.",
             Way::new("fexit", &[])
                 .with(self.result, handshake)
                 .with(true, &["connect6__fexit", "connect4__fexit"])
+                .twin("connect6__fexit", "connect6_twin__fexit")
+                .twin("connect4__fexit", "connect4_twin__fexit")
                 .with(self.dns, &["dns6__fexit", "dns4__fexit"]),
             Way::new("kprobe", &[])
                 .with(self.result, handshake)

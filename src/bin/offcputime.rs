@@ -190,7 +190,14 @@ were seen to map while they lived.",
             .field("times", Type::Uint, "How often.")
             .field("pending", Type::Bool, "Whether it was still off the CPU at the end; only with --pending.")
             .field("kernel_stack", Type::Stack, "The kernel's part; null when it was not asked for or could not be kept.")
-            .field("user_stack", Type::Stack, "The program's part; empty for kernel threads, null when it was not asked for or could not be kept.");
+            .field("user_stack", Type::Stack, "The program's part; empty for kernel threads, null when it was not asked for or could not be kept.")
+            .columns([
+                column("pid", "PID", 6),
+                column("tid", "TID", 6),
+                column("comm", "COMM", 16),
+                column("off_ns", "OFF(ms)", 12).right().format(Format::Millis(3)),
+                column("times", "TIMES", 8).right(),
+            ]);
         let records = Records::new([kind]);
         if self.shape.folded {
             return records;

@@ -55,6 +55,10 @@ const HISTOGRAM_BYTES: usize = 8 << 20;
 /// What a histogram is about: process, name, disk, number of the stack.
 type Group = (u32, [i8; 16], u32, u64);
 
+/// What makes two of them one: the same, but the frames instead of the number, and whether they
+/// are missing.
+type Same = (u32, [i8; 16], u32, bool, Vec<u64>);
+
 impl Args {
     fn unit(&self) -> Unit {
         if self.milliseconds { histogram::MSECS } else { histogram::USECS }
@@ -213,8 +217,7 @@ fn resolve(
     symbols: &mut bpfscope::symbols::Symbols,
 ) -> Vec<(Group, Stack, Histogram)> {
     let mut named: HashMap<u64, Stack> = HashMap::new();
-    let mut merged: BTreeMap<(u32, [i8; 16], u32, bool, Vec<u64>), (Group, Stack, Histogram)> =
-        BTreeMap::new();
+    let mut merged: BTreeMap<Same, (Group, Stack, Histogram)> = BTreeMap::new();
     for (group, latency) in latencies {
         let (pid, comm, disk, id) = group;
         let stack = named

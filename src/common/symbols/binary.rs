@@ -47,7 +47,7 @@ enum Tables {
     #[default]
     Unread,
     None,
-    Read(Symbolizer, File),
+    Read(Box<Symbolizer>, File),
 }
 
 impl Binary {
@@ -85,7 +85,7 @@ impl Binary {
                 Some(Ok(copy)) => {
                     let symbolizer =
                         Symbolizer::builder().enable_demangling(false).enable_auto_reload(false);
-                    Tables::Read(symbolizer.build(), copy)
+                    Tables::Read(Box::new(symbolizer.build()), copy)
                 }
                 _ => Tables::None,
             };

@@ -34,8 +34,8 @@ impl fmt::Write for Limited {
 /// The name as it was written, or `name` itself when it is not mangled.
 pub fn demangle(name: &str) -> String {
     // An ELF file can hold a name of any length.
-    let end = name.floor_char_boundary(LONGEST);
-    let name = &name[..end];
+    let end = (0..=LONGEST.min(name.len())).rev().find(|end| name.is_char_boundary(*end));
+    let name = &name[..end.unwrap_or(0)];
     let mut out = Limited::default();
     if let Ok(rust) = rustc_demangle::try_demangle(name)
         && write!(out, "{rust:#}").is_ok()

@@ -74,14 +74,11 @@ mod tests {
     /// Each argument doubles the one before it.
     #[test]
     fn a_name_that_explodes_is_left_alone() {
-        let mut name = "_Z1fI1AE".to_string();
-        name.insert_str(name.len(), "v");
         let mut bomb = "_Z1f1AIS_S_E".to_string();
         for _ in 0..60 {
             bomb.push_str("IS0_S0_E");
         }
         assert!(demangle(&bomb).len() <= LONGEST);
-        assert!(demangle(&name).len() <= LONGEST);
         assert!(demangle(&"é".repeat(LONGEST)).len() <= LONGEST);
         assert!(demangle(&format!("_Z{}", "N".repeat(1 << 20))).len() <= LONGEST);
     }

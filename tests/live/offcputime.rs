@@ -251,11 +251,11 @@ fn text() -> Outcome {
     assert!(plain.contains(&whose) && plain.ends_with("\n\n"), "{plain}");
     let (delimited, _) = shown(&["-d", "-s", "-p", &pid, "1"]);
     assert!(delimited.contains("    --\n") && delimited.contains("    take_nap+0x"), "{delimited}");
-    let (kernel, _) = shown(&["-K", "-v", "-p", &pid, "1"]);
-    let by = format!("Tracing off-CPU time (us) of PID [{pid}] by kernel stack for 1 secs.\n");
+    let (kernel, _) = shown(&["-K", "-v", "-p", &pid, "2"]);
+    let by = format!("Tracing off-CPU time (us) of PID [{pid}] by kernel stack for 2 secs.\n");
     assert!(kernel.contains(&by) && !kernel.contains("take_nap"), "{kernel}");
     assert!(kernel.contains("    #0  0xffff") && kernel.contains(" __schedule+0x"), "{kernel}");
-    let (folded, _) = shown(&["-f", "-p", &pid, "1"]);
+    let (folded, _) = shown(&["-f", "--state", "1", "-p", &pid, "2"]);
     let line = folded.lines().find(|line| line.contains(";take_nap;")).expect("take_nap");
     let (path, us) = line.rsplit_once(' ').expect("a number");
     assert!(path.starts_with("burner;") && path.ends_with(";__schedule"), "{line}");

@@ -2,6 +2,7 @@
 
 //! The library that every bpfscope tool stands on. `docs/architecture.md` is the map.
 
+pub mod aside;
 pub mod block;
 pub mod btf;
 pub mod btf_attach;
@@ -13,6 +14,7 @@ pub mod cli;
 pub mod completions;
 pub mod condition;
 pub mod container;
+pub mod cpus;
 pub mod disks;
 pub mod docs;
 pub mod doctor;
@@ -20,6 +22,8 @@ pub mod error;
 pub mod escape;
 pub mod event_loop;
 pub mod filter;
+#[cfg(feature = "flame-graph")]
+pub mod flame_graph;
 pub mod globals;
 pub mod histogram;
 pub mod hooks;
@@ -31,9 +35,12 @@ pub mod multi;
 pub mod names;
 pub mod net;
 pub mod output;
+pub mod perf;
 pub mod pidns;
 #[cfg(feature = "kernel-packages")]
 pub mod package;
+#[cfg(feature = "pprof")]
+pub mod pprof;
 pub mod prelude;
 pub mod prerequisites;
 pub mod privileges;
@@ -45,6 +52,7 @@ pub mod schema;
 pub mod session;
 pub mod shared;
 pub mod swapped;
+pub mod stacks;
 pub mod symbols;
 pub mod sys;
 pub mod table;

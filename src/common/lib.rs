@@ -32,6 +32,7 @@ mod saved;
 pub mod schema;
 pub mod session;
 pub mod shared;
+pub mod swap;
 pub mod symbols;
 pub mod sys;
 pub mod table;

@@ -450,6 +450,11 @@ impl Output {
         self.record(kind, Some(head.boot_ns), Who::Task(head), values)
     }
 
+    /// Shows an event of nobody that is known: its process fields are null.
+    pub fn event_of_nobody(&mut self, kind: usize, boot_ns: u64, values: &[Value<'_>]) -> bool {
+        self.record(kind, Some(boot_ns), Who::Nobody, values)
+    }
+
     /// Shows one line of a table; in a tool that has [`crate::tool::Tool::TABLE`], with the others
     /// of its report. Returns whether it was or will be shown.
     pub fn row(&mut self, kind: usize, values: &[Value<'_>]) -> bool {

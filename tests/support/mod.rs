@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod disk;
+pub mod net;
 pub mod schema;
 pub mod uring;
 

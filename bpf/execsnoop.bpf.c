@@ -32,7 +32,7 @@ struct event {
 	struct event_head head;
 	/* 0, or a negative errno. */
 	__s32 result;
-	/* The thread that called: its id becomes that of the process. */
+	/* The thread that called: its id becomes that of the process. 0 = not known. */
 	__u32 caller_tid;
 	__u32 cpu;
 	/* What the path of a failed exec is relative to; AT_FDCWD where it does not matter. */
@@ -229,7 +229,11 @@ static __always_inline int exec_done(void *map, __u32 old_tid, struct linux_binp
 	const char *filename = BPF_CORE_READ(bprm, filename);
 	const char *interpreter = BPF_CORE_READ(bprm, interp);
 
-	event->caller_tid = old_tid;
+	/* Which number the thread had in a PID namespace is not known any more. */
+	if (!pidns_inode)
+		event->caller_tid = old_tid;
+	else if (old_tid != event->head.host_tid)
+		event->caller_tid = 0;
 
 	__u64 used = read_kernel_string(slot->text, PATH_ROOM, filename);
 

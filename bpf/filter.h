@@ -10,6 +10,7 @@
 #define FILTER_H
 
 #include "bpfscope.h"
+#include "cgroups.h"
 #include "head.h"
 #include "loss.h"
 
@@ -78,8 +79,14 @@ const volatile bool filter_mntnsmap_on;
 FILTER_PINNED_SET(filter_cgroupmap, __u64);
 FILTER_PINNED_SET(filter_mntnsmap, __u32);
 
-/* A process and its descendants: their process ids, kept by the two programs below. */
+/*
+ * A process and its descendants: their process ids, kept by the programs below. These are the
+ * host's also in a PID namespace. The user side does not know them there; the processes that it
+ * plants are marked, and stand under the namespace's numbers.
+ */
 const volatile bool filter_tree_on;
+
+#define FILTER_TREE_PLANTED (1U << 31)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -88,13 +95,31 @@ struct {
 	__type(value, __u8);
 } filter_tree SEC(".maps");
 
+static __always_inline bool filter_tree_planted(struct task_struct *task)
+{
+	__u32 key = pidns_tgid(task) | FILTER_TREE_PLANTED;
+
+	return bpf_map_lookup_elem(&filter_tree, &key);
+}
+
 static __always_inline int filter_tree_add(struct bpf_raw_tracepoint_args *ctx)
 {
-	__u32 parent = BPF_CORE_READ((struct task_struct *)ctx->args[0], tgid);
-	__u32 child = BPF_CORE_READ((struct task_struct *)ctx->args[1], tgid);
+	struct task_struct *from = (struct task_struct *)ctx->args[0];
+	struct task_struct *to = (struct task_struct *)ctx->args[1];
+	__u32 parent = BPF_CORE_READ(from, tgid);
+	__u32 child = BPF_CORE_READ(to, tgid);
 	__u8 one = 1;
 
-	if (child != parent && bpf_map_lookup_elem(&filter_tree, &parent))
+	if (child == parent)
+		return 0;
+	if (pidns_inode && filter_tree_planted(to)) {
+		__u32 old = pidns_tgid(to) | FILTER_TREE_PLANTED;
+
+		/* The number has been given to somebody else. */
+		bpf_map_delete_elem(&filter_tree, &old);
+	}
+	if (bpf_map_lookup_elem(&filter_tree, &parent) ||
+	    (pidns_inode && filter_tree_planted(from)))
 		map_insert(&filter_tree, &child, &one, BPF_ANY);
 	return 0;
 }
@@ -129,9 +154,10 @@ int filter_tree_free(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-static __always_inline bool filter_tree_has(__u32 pid)
+static __always_inline bool filter_tree_has(struct task_struct *task, __u32 host_pid)
 {
-	return !filter_tree_on || bpf_map_lookup_elem(&filter_tree, &pid);
+	return bpf_map_lookup_elem(&filter_tree, &host_pid) ||
+	       (pidns_inode && filter_tree_planted(task));
 }
 
 static __always_inline bool filter_id(enum filter_kind kind, __u32 id)
@@ -182,6 +208,17 @@ static __always_inline __u64 cgroup_ancestor_id(struct cgroup *cgroup, __u32 lev
 	return BPF_CORE_READ(ancestor, kn, id);
 }
 
+/* In a cgroup namespace nobody says how deep a cgroup lies. */
+#define FILTER_ANY_LEVEL (~0U)
+
+static __noinline bool cgroup_is_below(struct cgroup *cgroup, __u64 id)
+{
+	for (int level = 0; level < FILTER_ANCESTORS; level++)
+		if (cgroup_ancestor_id(cgroup, level) == id)
+			return true;
+	return false;
+}
+
 /* The id of the task's cgroup in the v2 hierarchy: what bpf_get_current_cgroup_id() says. */
 static __always_inline __u64 task_cgroup_id(struct task_struct *task)
 {
@@ -192,9 +229,15 @@ static __always_inline bool filter_cgroup_of(struct task_struct *task)
 {
 	struct cgroup *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
 
-	for (__u32 i = 0; i < FILTER_CGROUPS && i < filter_cgroup_count; i++)
-		if (cgroup_ancestor_id(cgroup, filter_cgroup_level[i]) == filter_cgroup_id[i])
+	for (__u32 i = 0; i < FILTER_CGROUPS && i < filter_cgroup_count; i++) {
+		if (filter_cgroup_level[i] == FILTER_ANY_LEVEL) {
+			if (cgroup_is_below(cgroup, filter_cgroup_id[i]))
+				return true;
+		} else if (cgroup_ancestor_id(cgroup, filter_cgroup_level[i]) ==
+			   filter_cgroup_id[i]) {
 			return true;
+		}
+	}
 	return false;
 }
 
@@ -223,15 +266,21 @@ static __always_inline bool filter_pinned(struct task_struct *task)
 	return true;
 }
 
+static __always_inline bool filter_container(__u64 cgroup_id)
+{
+	return bpf_map_lookup_elem(&filter_containers, &cgroup_id);
+}
+
 /* Whether the current task passes every filter. */
 static __always_inline bool filter_current(void)
 {
-	__u64 id = bpf_get_current_pid_tgid();
+	__u64 id = current_ids();
 	__u32 pid = id >> 32;
 
 	if (filter_self && pid == filter_self)
 		return false;
-	if (!filter_tree_has(pid))
+	if (filter_tree_on && !filter_tree_has((struct task_struct *)bpf_get_current_task(),
+					       bpf_get_current_pid_tgid() >> 32))
 		return false;
 	if (!filter_id(FILTER_PID, pid) || !filter_id(FILTER_TID, (__u32)id))
 		return false;
@@ -247,6 +296,8 @@ static __always_inline bool filter_current(void)
 		if (!filter_comm_words(comm))
 			return false;
 	}
+	if (filter_containers_on && !filter_container(bpf_get_current_cgroup_id()))
+		return false;
 	if (!filter_cgroup_count && !filter_cgroupmap_on && !filter_mntnsmap_on)
 		return true;
 
@@ -261,13 +312,15 @@ static __always_inline bool filter_current(void)
 /* The same for a task that is not the current one. */
 static __always_inline bool filter_task(struct task_struct *task)
 {
-	__u32 pid = BPF_CORE_READ(task, tgid);
+	__u32 pid = task_pid(task);
 
 	if (filter_self && pid == filter_self)
 		return false;
-	if (!filter_tree_has(pid) || !filter_id(FILTER_PID, pid))
+	if (filter_tree_on && !filter_tree_has(task, BPF_CORE_READ(task, tgid)))
 		return false;
-	if (filter_count[FILTER_TID] && !filter_id(FILTER_TID, BPF_CORE_READ(task, pid)))
+	if (!filter_id(FILTER_PID, pid))
+		return false;
+	if (filter_count[FILTER_TID] && !filter_id(FILTER_TID, task_tid(task)))
 		return false;
 	if (filter_count[FILTER_UID] && !filter_id(FILTER_UID, BPF_CORE_READ(task, cred, uid.val)))
 		return false;
@@ -280,6 +333,8 @@ static __always_inline bool filter_task(struct task_struct *task)
 		if (!filter_comm_words(comm))
 			return false;
 	}
+	if (filter_containers_on && !filter_container(task_cgroup_id(task)))
+		return false;
 	if (!filter_pinned(task))
 		return false;
 	return !filter_cgroup_count || filter_cgroup_of(task);

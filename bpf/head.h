@@ -4,30 +4,32 @@
 #define HEAD_H
 
 #include "bpfscope.h"
+#include "pidns.h"
 
 struct event_head {
 	/* CLOCK_BOOTTIME, which goes on during suspend and is the clock of task start times. */
 	__u64 boot_ns;
 	__u64 cgroup_id;
-	/* User space's names: pid is the kernel's tgid, tid the kernel's pid. */
+	/*
+	 * User space's names: pid is the kernel's tgid, tid the kernel's pid. In a PID namespace
+	 * (pidns.h) its numbers, or 0 for a task outside.
+	 */
 	__u32 pid;
 	__u32 tid;
 	__u32 ppid;
 	/* The real uid, as the initial user namespace sees it. */
 	__u32 uid;
 	char comm[TASK_COMM_LEN];
+	/* In a PID namespace: the numbers that the host has. */
+	__u32 host_pid;
+	__u32 host_tid;
 };
-
-/* The parent's process id, as getppid() would say outside any PID namespace. */
-static __always_inline __u32 task_ppid(struct task_struct *task)
-{
-	return BPF_CORE_READ(task, real_parent, tgid);
-}
 
 /* Describes the current task; the program must run in the context of the task it is about. */
 static __always_inline void head_of_current(struct event_head *head)
 {
-	__u64 id = bpf_get_current_pid_tgid();
+	__u64 id = current_ids();
+	__u64 host_id = pidns_inode ? bpf_get_current_pid_tgid() : 0;
 
 	head->boot_ns = bpf_ktime_get_boot_ns();
 	head->cgroup_id = bpf_get_current_cgroup_id();
@@ -36,6 +38,16 @@ static __always_inline void head_of_current(struct event_head *head)
 	head->ppid = task_ppid((struct task_struct *)bpf_get_current_task());
 	head->uid = (__u32)bpf_get_current_uid_gid();
 	bpf_get_current_comm(head->comm, sizeof(head->comm));
+	head->host_pid = host_id >> 32;
+	head->host_tid = (__u32)host_id;
+}
+
+/* Whether it describes the current task. */
+static __always_inline bool head_is_current(const struct event_head *head)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+
+	return (pidns_inode ? head->host_tid : head->tid) == tid;
 }
 
 #endif

@@ -529,7 +529,7 @@ static __always_inline int handshake_end(struct sock *sock, int state)
 	__u32 error = state == TCP_CLOSE ? BPF_CORE_READ(sock, sk_err) : 0;
 	bool has_exit = found->has_exit;
 	bool giving_up = state == TCP_CLOSE && !error && !found->call_over &&
-			 found->event.head.tid == (__u32)bpf_get_current_pid_tgid();
+			 head_is_current(&found->event.head);
 
 	/* The connect itself, which did not come as far as a SYN: its return says why. */
 	if (giving_up && (has_exit || !way_is_tp)) {

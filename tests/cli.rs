@@ -3,15 +3,22 @@
 //! What can be asked of every tool without privileges: its command line, its objects, and that the
 //! generated documentation is up to date.
 
+#[path = "support/schema.rs"]
+mod schema;
+
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
+use std::process::Stdio;
 
 use libbpf_rs::ObjectBuilder;
+use serde_json::Value;
+use serde_json::json;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -109,11 +116,35 @@ fn bad_input_is_a_usage_error_in_every_tool() {
         usage_error(&[tool, "--output", "xml"], "xml");
         usage_error(&[tool, "--fields", "no_such_field"], "no_such_field");
         usage_error(&[tool, "--cgroup", "/no/such/cgroup"], "/no/such/cgroup");
+        for bad in ["", "a b", "web,", "../x", "a/b/c"] {
+            usage_error(&[tool, "--container", bad], "--container");
+        }
         usage_error(&[tool, "--btf", "/no/such/file"], "/no/such/file");
         usage_error(&[tool, "--btf", "/etc/hostname"], "BTF");
         usage_error(&[tool, "--ready-fd", "1"], "--ready-fd");
         usage_error(&[tool, "--uid", "no-such-user"], "no-such-user");
         usage_error(&[tool, "--comm", "a-name-of-more-than-fifteen-bytes"], "15");
+        usage_error(&[tool, "--color", "red"], "red");
+        usage_error(&[tool, "--filter", "pid"], "FIELD OP VALUE");
+        usage_error(&[tool, "--from", "/no/such/file"], "--from");
+        usage_error(&[tool, "--from", "/dev/null", "--pid", "1"], "--pid");
+        usage_error(&[tool, "--from", "/dev/null", "--", "true"], "COMMAND");
+        if events_or_rows(tool).is_empty() {
+            usage_error(&[tool, "--filter", "boot_ns = 1"], "histogram");
+            usage_error(&[tool, "--from", "/dev/null"], "--from");
+        } else {
+            usage_error(&[tool, "--filter", "no_such_field = 1"], "no_such_field");
+            usage_error(&[tool, "--filter", "boot_ns = x"], "'x' is not a number");
+            usage_error(&[tool, "--filter", "ts ~ ("], "regular expression");
+            usage_error(&[tool, "--filter", "ts < 1"], "compare numbers");
+            usage_error(&[tool, "--from", "/dev/null"], "nothing in it");
+        }
+        // Tools without tables have nothing to sort.
+        if !stdout(&[tool, "--help"]).contains("--sort") {
+            usage_error(&[tool, "--sort", "pid"], "--sort");
+            usage_error(&[tool, "--rows", "5"], "--rows");
+            usage_error(&[tool, "--no-clear"], "--no-clear");
+        }
         for option in ["--pid", "--tid", "--ppid", "--limit", "--duration", "--buffer-size"] {
             for value in ["abc", "5x", "0", ""] {
                 usage_error(&[tool, option, value], option);
@@ -121,6 +152,11 @@ fn bad_input_is_a_usage_error_in_every_tool() {
             usage_error(&[tool, &format!("{option}=-1")], option);
         }
     }
+    usage_error(&["man", "no-such-tool"], "no-such-tool");
+    usage_error(&["schema"], "schema");
+    usage_error(&["schema", "no-such-tool"], "no-such-tool");
+    usage_error(&["completions"], "bash");
+    usage_error(&["completions", "csh"], "bash");
     usage_error(&[], "which tool");
     usage_error(&["no-such-tool"], "no-such-tool");
     usage_error(&["docs", "nonsense"], "docs");
@@ -198,11 +234,12 @@ fn every_tool_has_tests_and_a_manual() {
             let known = expect.lines().any(|line| line.split_whitespace().next() == Some(kernel));
             assert!(known, "tests/expect/{tool} does not know {kernel}");
         }
-        let manual = stdout(&["docs", "manual", &tool]);
+        let manual = stdout(&["man", &tool]);
         for heading in ["DESCRIPTION", "EXAMPLES", "OVERHEAD", "LIMITS"] {
-            let (_, text) =
-                manual.split_once(heading).unwrap_or_else(|| panic!("{tool}: {heading}"));
-            assert!(text.lines().nth(1).is_some_and(|line| line.len() > 20), "{tool}: {heading}");
+            let (_, text) = manual
+                .split_once(&format!(".SH {heading}\n"))
+                .unwrap_or_else(|| panic!("{tool}: {heading}"));
+            assert!(text.lines().next().is_some_and(|line| line.len() > 20), "{tool}: {heading}");
         }
     }
 }
@@ -221,17 +258,610 @@ fn nothing_else_names_a_tool() {
             }
         }
     }
+    let tools = tools();
     for path in shared {
         let text = fs::read_to_string(&path).expect("text");
         for (number, line) in text.lines().enumerate() {
             let comment = line.trim_start().starts_with(['/', '*']);
-            for tool in tools() {
-                let named =
-                    line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == tool);
+            for tool in &tools {
+                let named = line
+                    .split(|c: char| !c.is_alphanumeric() && c != '_')
+                    .any(|w| w == tool.as_str());
                 assert!(comment || !named, "{}:{}: {line}", path.display(), number + 1);
             }
         }
     }
+}
+
+/// The schemas of a tool's events and rows.
+fn events_or_rows(tool: &str) -> Vec<Value> {
+    let schema: Value = serde_json::from_str(&stdout(&["schema", tool])).expect("JSON");
+    let all = schema["oneOf"].as_array().expect("records").clone();
+    let is_own = |record: &Value| {
+        let ty = &record["properties"]["type"]["const"];
+        ty == "event" || ty == "row"
+    };
+    all.into_iter().filter(is_own).collect()
+}
+
+/// Lines of a tool's JSON as it could have written them: of each kind one record with values, and
+/// one in which nothing could be read.
+fn sample(tool: &str) -> Vec<Value> {
+    let fields = stdout(&["docs", "fields", tool]);
+    let times = json!({"ts": "2026-01-02T03:04:05.123456789+00:00", "boot_ns": "7000000000"});
+    let record = |ty: &str, more: Value| {
+        let mut record = json!({"type": ty});
+        for (name, value) in times.as_object().into_iter().chain(more.as_object()).flatten() {
+            record[name] = value.clone();
+        }
+        record
+    };
+    let mut lines = vec![record(
+        "ready",
+        json!({"schema": 1, "tool": tool, "version": "1", "way": "a", "programs": []}),
+    )];
+    for schema in events_or_rows(tool) {
+        let ty = schema["properties"]["type"]["const"].as_str().expect("a type");
+        let title = schema["title"].as_str().expect("a title");
+        let (_, kind) = title.split_once(": ").expect("a kind");
+        let mut full = json!({});
+        let mut empty = json!({});
+        for own in [&mut full, &mut empty] {
+            if schema["properties"]["kind"].is_object() {
+                own["kind"] = kind.into();
+            }
+            if ty == "row" {
+                own["report"] = 0.into();
+            }
+        }
+        for line in fields.lines().filter(|line| line.starts_with(&format!("{kind} "))) {
+            let words: Vec<&str> = line.split(' ').collect();
+            let (name, raw) = (words[1], format!("{}_raw", words[1]));
+            if times.get(name).is_some() {
+                continue;
+            }
+            empty[name] = Value::Null;
+            if ["Errno", "Name", "Flags"].contains(&words[2]) {
+                empty[&raw] = Value::Null;
+                full[&raw] = 2.into();
+            }
+            full[name] = match words[2] {
+                "Bool" => true.into(),
+                "Int" => (-5).into(),
+                "Uint" => 7.into(),
+                "Id" => "18446744073709551615".into(),
+                "String" => "a\nb\\".into(),
+                "List" => json!(["a", "b c"]),
+                "Errno" => "ENOENT".into(),
+                "Name" | "Flags" => "TWO".into(),
+                "Ip" => "192.0.2.1".into(),
+                "Stack" => json!([{"addr": "1", "sym": "f", "off": 3, "module": null}]),
+                other => panic!("{line}: a type that is not known here: {other}"),
+            };
+        }
+        lines.push(record(ty, full));
+        lines.push(record(ty, empty));
+    }
+    if lines.iter().any(|line| line["type"] == "row") {
+        let start = times["ts"].clone();
+        lines.push(record("report", json!({"report": 0, "start_ts": start})));
+    }
+    lines.push(record(
+        "end",
+        json!({"reason": "SIGINT", "events": 2, "filtered": 1, "lost": 0, "map_full": 0,
+               "missed": null, "rate_limited": 0}),
+    ));
+    lines
+}
+
+/// Runs a tool with `--from -` on these lines.
+fn from(tool: &str, lines: &str, args: &[&str]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bpfscope"))
+        .args([tool, "--from", "-"])
+        .args(args)
+        .env("TZ", "UTC")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("spawn");
+    // It may have refused before it read anything.
+    let _ = child.stdin.take().expect("piped").write_all(lines.as_bytes());
+    child.wait_with_output().expect("wait")
+}
+
+fn lines_of(output: &Output) -> Vec<String> {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{}: {stderr}", output.status);
+    String::from_utf8_lossy(&output.stdout).lines().map(String::from).collect()
+}
+
+/// What a tool has saved it shows again, in every form; as JSON it stays what it was.
+#[test]
+fn saved_records_are_shown_again() {
+    let mut tried = 0;
+    for tool in tools().iter().filter(|tool| !events_or_rows(tool).is_empty()) {
+        let sample = sample(tool);
+        let text: String = sample.iter().map(|line| format!("{line}\n")).collect();
+        let shown: Vec<Value> = lines_of(&from(tool, &text, &["--output", "json"]))
+            .iter()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let (end, before) = shown.split_last().expect("lines");
+        let own = |lines: &[Value]| -> Vec<Value> {
+            let mut own = lines.to_vec();
+            own.retain(|line| line["type"] == "event" || line["type"] == "row");
+            // Rows of a table are sorted.
+            own.sort_by_key(ToString::to_string);
+            own
+        };
+        assert_eq!(own(&shown), own(&sample), "{tool}");
+        assert_eq!(before.len() + 1, sample.len(), "{tool}");
+        assert_eq!((&end["type"], &end["filtered"]), (&"end".into(), &1.into()), "{tool}");
+        tried += own(&shown).len();
+
+        let columns = lines_of(&from(tool, &text, &["--color", "never"]));
+        assert!(columns.iter().any(|line| line.contains('?')), "{tool}: {columns:?}");
+        let csv = lines_of(&from(tool, &text, &["--output", "csv", "--fields", "ts,boot_ns"]));
+        assert_eq!(csv[..2], ["ts,boot_ns", "2026-01-02T03:04:05.123456789+00:00,7000000000"]);
+
+        // Filters, limits and other times.
+        let none = from(tool, &text, &["--output", "json", "--filter", "boot_ns < 7000000000"]);
+        let none = lines_of(&none);
+        assert!(!none.iter().any(|line| line.contains("\"event\"") || line.contains("\"row\"")));
+        let filtered = own(&sample).len() + 1;
+        assert!(none.last().expect("end").contains(&format!("\"filtered\":{filtered}")), "{tool}");
+        let args = ["--limit", "1", "--fields", "ts", "--time-format", "since-start", "--output"];
+        let one = lines_of(&from(tool, &text, &[&args[..], &["json"]].concat()));
+        assert_eq!(
+            one.iter()
+                .filter(|line| line.starts_with("{\"type\":\"event\"")
+                    || line.starts_with("{\"type\":\"row\""))
+                .count(),
+            1,
+            "{tool}: {one:?}"
+        );
+        let since = lines_of(&from(tool, &text, &[&args[..], &["columns"]].concat()));
+        let is_zero =
+            |line: &String| line.trim().parse::<f64>().is_ok_and(|seconds| seconds == 0.0);
+        assert!(since.iter().any(is_zero), "{tool}: {since:?}");
+    }
+    assert!(tried > 0);
+}
+
+/// A file that is another tool's, of another schema, damaged or cut.
+#[test]
+fn files_that_are_none_of_ours() {
+    let refused = |lines: &str, status: i32, word: &str| {
+        let output = from("opensnoop", lines, &[]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{lines}: {stderr}");
+        assert!(stderr.lines().count() == 1 && stderr.contains(word), "{lines}: {stderr}");
+    };
+    let lines: Vec<String> = sample("opensnoop").iter().map(ToString::to_string).collect();
+    let ready = &lines[0];
+    refused(&ready.replace("opensnoop", "othersnoop"), 2, "othersnoop");
+    refused(&ready.replace("\"schema\":1", "\"schema\":2"), 2, "schema");
+    refused(&lines[1], 2, "line 1: the `ready` record is missing");
+    refused(&format!("{ready}\n{{\"type\":"), 1, "line 2");
+    refused(&format!("{ready}\n\n"), 1, "line 2");
+    refused(&format!("{ready}\n[]\n"), 1, "line 2");
+    let bad = lines[1].replace("\"pid\":7", "\"pid\":\"7\"");
+    refused(&format!("{ready}\n{}\n{bad}\n", lines[1]), 1, "line 3: pid is not of its type");
+    let bad = lines[1].replace("2026-01-02T", "yesterday");
+    refused(&format!("{ready}\n{bad}\n"), 1, "line 2: ts is no time");
+    refused(&format!("{ready}\n{{\"type\":\"row\"}}\n"), 1, "has no such record");
+    // What is missing at the end is said; loss is, and counts for --strict.
+    let cut = from("opensnoop", &format!("{ready}\n{}\n", lines[1]), &[]);
+    assert!(cut.status.success());
+    assert!(String::from_utf8_lossy(&cut.stderr).contains("no `end` record"));
+    let lossy = lines.join("\n").replace("\"lost\":0", "\"lost\":3");
+    let lossy = from("opensnoop", &lossy, &["--strict"]);
+    assert_eq!(lossy.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&lossy.stderr).contains("lost 3"));
+    // Options of the tool that only choose columns are fine; others are not.
+    let all = lines.join("\n");
+    let extended = lines_of(&from("opensnoop", &all, &["-e", "-U", "-T"]));
+    assert!(extended[0].starts_with("TIME") && extended[0].contains("FLAGS"), "{extended:?}");
+    let failed = from("opensnoop", &all, &["-x"]);
+    assert_eq!(failed.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("--failed"));
+}
+
+/// What `docs fields` lists is in the schema, and the schema allows what it should.
+#[test]
+fn schemas_have_every_field() {
+    for tool in tools() {
+        let text = stdout(&["schema", &tool]);
+        let schema: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+        let records = schema["oneOf"].as_array().expect("records");
+        for line in stdout(&["docs", "fields", &tool]).lines() {
+            let (kind, rest) = line.split_once(' ').expect("a field");
+            let name = rest.split(' ').next().expect("a name");
+            let of = |record: &&Value| {
+                record["title"].as_str().is_some_and(|title| title.ends_with(&format!(": {kind}")))
+            };
+            let record = records.iter().find(of).unwrap_or_else(|| panic!("{tool}: {line}"));
+            let own = &record["properties"];
+            let key = &own["key"]["properties"];
+            assert!(own[name].is_object() || key[name].is_object(), "{tool}: {line}");
+        }
+        let few = stdout(&["schema", &tool, "--fields", "ts"]);
+        let few: Value = serde_json::from_str(&few).expect("JSON");
+        for record in few["oneOf"].as_array().expect("records") {
+            let ty = &record["properties"]["type"]["const"];
+            let fields = record["properties"].as_object().expect("fields");
+            assert!((ty != "event" && ty != "row") || !fields.contains_key("boot_ns"), "{tool}");
+        }
+    }
+}
+
+/// The live tests hold each line against the schema: what is right passes, and what is not does
+/// not.
+#[test]
+fn lines_are_held_against_the_schema() {
+    for tool in tools() {
+        let schema: Value = serde_json::from_str(&stdout(&["schema", &tool])).expect("JSON");
+        for line in sample(&tool) {
+            assert_eq!(schema::check(&schema, &line), Ok(()), "{tool}");
+            let refused = |change: &dyn Fn(&mut Value)| {
+                let mut bad = line.clone();
+                change(&mut bad);
+                assert!(schema::check(&schema, &bad).is_err(), "{tool}: {bad}");
+            };
+            refused(&|line| line["unknown"] = Value::Null);
+            refused(&|line| line["boot_ns"] = 5.into());
+            refused(&|line| line["ts"] = "yesterday".into());
+            refused(&|line| line["type"] = "other".into());
+            for name in line.as_object().expect("an object").keys() {
+                refused(&|line| {
+                    line.as_object_mut().expect("an object").remove(name);
+                });
+                refused(&|line| line[name] = json!({}));
+            }
+        }
+    }
+}
+
+/// Runs a program on this input, and returns whether it went well, with what it said.
+fn feed(program: &str, args: &[&str], input: &str) -> (bool, String) {
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("write");
+    let output = child.wait_with_output().expect("wait");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+/// Manual pages are good roff, and have every option.
+#[test]
+fn manual_pages() {
+    let mut pages = vec![("bpfscope".to_string(), stdout(&["man"]))];
+    assert_eq!(pages[0].1, stdout(&["man", "bpfscope"]));
+    pages.extend(tools().into_iter().map(|tool| (tool.clone(), stdout(&["man", &tool]))));
+    for (name, page) in &pages {
+        let (fine, said) = feed("mandoc", &["-T", "lint", "-W", "warning"], page);
+        assert!(fine && said.is_empty(), "{name}: {said}");
+        let (_, text) = feed("mandoc", &["-T", "ascii", "-O", "width=100"], page);
+        // Bold and underlined are letters over letters here.
+        let mut plain = String::new();
+        for c in text.chars() {
+            if c == '\u{8}' {
+                plain.pop();
+            } else {
+                plain.push(c);
+            }
+        }
+        for heading in ["NAME", "SYNOPSIS", "EXIT STATUS", "KERNEL AND PRIVILEGES", "SEE ALSO"] {
+            assert!(plain.contains(&format!("\n{heading}\n")), "{name}: no {heading}");
+        }
+        if name == "bpfscope" {
+            assert!(tools().iter().all(|tool| plain.contains(tool.as_str())), "{plain}");
+            continue;
+        }
+        let help = stdout(&[name, "--help"]);
+        let options =
+            help.split(|c: char| c.is_whitespace() || c == ',').filter(|w| w.starts_with("--"));
+        for option in options.filter(|option| option.len() > 2) {
+            assert!(plain.contains(option), "{name}: {option} is not in the manual");
+        }
+        for line in stdout(&["docs", "fields", name]).lines() {
+            let field = line.split(' ').nth(1).expect("a field");
+            assert!(plain.contains(field), "{name}: {field} is not in the manual");
+        }
+    }
+}
+
+/// Shells read the completions, as far as they are installed; bash is, and completes.
+#[test]
+fn completions() {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let installed = |shell: &str| std::env::split_paths(&path).any(|dir| dir.join(shell).is_file());
+    for shell in ["bash", "zsh", "fish"] {
+        let script = stdout(&["completions", shell]);
+        for tool in tools() {
+            assert!(script.contains(&tool), "{shell}: {tool}");
+        }
+        if shell == "bash" || installed(shell) {
+            let file = tempdir("completions").join(shell);
+            fs::write(&file, &script).expect("write");
+            let (fine, said) = feed(shell, &["-n", file.to_str().expect("UTF-8")], "");
+            assert!(fine && said.is_empty(), "{shell}: {said}");
+        }
+    }
+    let complete = |words: &[&str]| -> Vec<String> {
+        let script = stdout(&["completions", "bash"]);
+        let line: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+        let call = format!(
+            "COMP_WORDS=({}); COMP_CWORD={}; _bpfscope; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            line.join(" "),
+            words.len() - 1
+        );
+        let (fine, said) = feed("bash", &["--norc"], &format!("{script}\n{call}\n"));
+        assert!(fine, "{said}");
+        said.lines().filter(|line| !line.is_empty()).map(String::from).collect()
+    };
+    assert_eq!(complete(&["opensnoop", "--du"]), ["--duration"]);
+    assert_eq!(complete(&["/usr/sbin/opensnoop", "-x", "--full"]), ["--full-path"]);
+    assert_eq!(complete(&["bpfscope", "opensnoop", "--du"]), ["--duration"]);
+    assert_eq!(complete(&["bpfscope", "opens"]), ["opensnoop"]);
+    assert_eq!(complete(&["bpfscope", "man", "opens"]), ["opensnoop"]);
+    assert_eq!(complete(&["bpfscope", "compl"]), ["completions"]);
+    assert_eq!(complete(&["opensnoop", "--output", "j"]), ["json"]);
+    assert_eq!(complete(&["opensnoop", "-o", "c"]), ["columns", "csv"]);
+    assert_eq!(complete(&["opensnoop", "--output", "=", "j"]), ["json"]);
+    assert_eq!(complete(&["opensnoop", "--fields", "full"]), ["full_path"]);
+    assert_eq!(complete(&["opensnoop", "--btf", "/etc/hostn"]), ["/etc/hostname"]);
+    assert_eq!(complete(&["opensnoop", "--pid", ""]), [""; 0]);
+    assert!(complete(&["opensnoop", "--", "bas"]).contains(&"bash".to_string()));
+    assert_eq!(complete(&["bpf-opensnoop", "--du"]), [""; 0], "only where it is registered");
+}
+
+/// A kernel's package, made up: what its BTF names, and its configuration.
+fn kernel_package(name: &str, functions: &[&str], tracepoints: &[&str], config: &str) -> PathBuf {
+    let root = tempdir(name);
+    fs::create_dir_all(root.join("boot")).expect("directory");
+    fs::write(root.join("boot/config-9.9-test"), config).expect("write");
+    fs::write(root.join("boot/vmlinuz-9.9-test"), elf_with_btf(&btf(functions, tracepoints)))
+        .expect("write");
+    root
+}
+
+/// BTF of these functions and tracepoints (include/uapi/linux/btf.h).
+fn btf(functions: &[&str], tracepoints: &[&str]) -> Vec<u8> {
+    const TYPEDEF: u32 = 8;
+    const FUNC: u32 = 12;
+    let mut strings = vec![0u8];
+    let mut types: Vec<u8> = Vec::new();
+    let names = functions
+        .iter()
+        .map(|name| (FUNC, (*name).to_string()))
+        .chain(tracepoints.iter().map(|name| (TYPEDEF, format!("btf_trace_{name}"))));
+    for (kind, name) in names {
+        let at = u32::try_from(strings.len()).expect("small");
+        for word in [at, kind << 24, 0] {
+            types.extend(word.to_le_bytes());
+        }
+        strings.extend(name.bytes());
+        strings.push(0);
+    }
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("small");
+    let mut out = vec![0x9f, 0xeb, 1, 0];
+    for word in [24, 0, length(&types), length(&types), length(&strings)] {
+        out.extend(word.to_le_bytes());
+    }
+    [out, types, strings].concat()
+}
+
+/// An ELF file with nothing but a section .BTF.
+fn elf_with_btf(btf: &[u8]) -> Vec<u8> {
+    let names = b"\0.BTF\0.shstrtab\0";
+    let mut out = b"\x7fELF\x02\x01\x01".to_vec();
+    out.resize(64, 0);
+    let (btf_at, names_at) = (64, 64 + btf.len());
+    let headers_at = (names_at + names.len()).next_multiple_of(8);
+    // Type EXEC, machine x86-64, version; section headers; their size, number and names.
+    out[16..20].copy_from_slice(&[2, 0, 62, 0]);
+    out[20] = 1;
+    out[40..48].copy_from_slice(&(headers_at as u64).to_le_bytes());
+    out[52..54].copy_from_slice(&64u16.to_le_bytes());
+    out[58..64].copy_from_slice(&[64, 0, 3, 0, 2, 0]);
+    out.extend_from_slice(btf);
+    out.extend_from_slice(names);
+    out.resize(headers_at, 0);
+    out.resize(headers_at + 64, 0);
+    for (name, kind, at, size) in [(1u32, 1u32, btf_at, btf.len()), (6, 3, names_at, names.len())] {
+        out.extend(name.to_le_bytes());
+        out.extend(kind.to_le_bytes());
+        for word in [0u64, 0, at as u64, size as u64, 0, 1, 0] {
+            out.extend(word.to_le_bytes());
+        }
+    }
+    out
+}
+
+/// The doctor's records, each of them JSON, and its status.
+fn doctor(args: &[&str]) -> (Vec<serde_json::Value>, Option<i32>) {
+    let output = bpfscope(&[&["doctor", "-j"], args].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.is_empty(), "{args:?}: {stderr}");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let records = text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    (records, output.status.code())
+}
+
+fn tool_records(records: &[serde_json::Value]) -> Vec<&serde_json::Value> {
+    records.iter().filter(|record| record["type"] == "tool").collect()
+}
+
+/// Functions and tracepoints that the programs of all tools attach to.
+fn targets() -> (Vec<String>, Vec<String>) {
+    let (mut functions, mut tracepoints) = (Vec::new(), Vec::new());
+    for path in objects().values() {
+        let open = ObjectBuilder::default().open_file(path).expect("open");
+        for program in open.progs() {
+            let section = program.section().to_string_lossy().into_owned();
+            match section.trim_start_matches('?').split_once('/') {
+                Some(("fentry" | "fexit" | "kprobe" | "kretprobe", name)) => {
+                    functions.push(name.to_string());
+                }
+                Some((_, name)) => {
+                    tracepoints.push(name.rsplit('/').next().unwrap_or(name).to_string());
+                }
+                None => {}
+            }
+        }
+    }
+    for names in [&mut functions, &mut tracepoints] {
+        names.sort();
+        names.dedup();
+    }
+    (functions, tracepoints)
+}
+
+const CONFIG: &str = "CONFIG_BPF_SYSCALL=y\nCONFIG_BPF_EVENTS=y\nCONFIG_BPF_JIT=y\n\
+                      CONFIG_FTRACE_SYSCALLS=y\n";
+const TRAMPOLINES: &str = "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y\n";
+const KPROBES: &str = "CONFIG_KPROBE_EVENTS=y\n";
+
+/// Without privileges, every tool is said not to run, and why.
+#[test]
+fn doctor_runs_without_privileges() {
+    let bare = |args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        if nix::unistd::geteuid().is_root() {
+            command.args(["--bounding-set=-all", "--inh-caps=-all"]);
+        } else {
+            command = Command::new("env");
+        }
+        command.arg(env!("CARGO_BIN_EXE_bpfscope")).arg("doctor").args(args);
+        command.output().expect("run")
+    };
+    for args in [&["-j"][..], &["-j", "--report"], &["-j", "--", "opensnoop", "-x"]] {
+        let output = bare(args);
+        assert_eq!(output.status.code(), Some(3), "{args:?}");
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        let records: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+        assert_eq!((&records[0]["type"], &records[0]["schema"]), (&"doctor".into(), &1.into()));
+        let named = |record: &serde_json::Value| record["reason"].to_string().contains("CAP_BPF");
+        assert!(tool_records(&records).into_iter().all(named), "{text}");
+        assert_eq!(text.contains("\"fact\""), args.contains(&"--report"));
+        // Every field is documented.
+        let manual = fs::read_to_string(root().join("docs/doctor.md")).expect("docs/doctor.md");
+        for record in &records {
+            let kind = record["type"].as_str().expect("a type");
+            let (_, section) = manual.split_once(&format!("\n`{kind}`, ")).expect(kind);
+            let section = section.split("\n`").next().expect("text");
+            for field in record.as_object().expect("an object").keys() {
+                assert!(
+                    field == "type" || section.contains(&format!("| `{field}` |")),
+                    "docs/doctor.md does not know {field} of {kind}"
+                );
+            }
+            let check = format!("| `{}` |", record["name"].as_str().unwrap_or_default());
+            assert!(kind != "check" || manual.contains(&check), "{check}");
+        }
+    }
+    let text = String::from_utf8(bare(&[]).stdout).expect("UTF-8");
+    for tool in tools() {
+        let line = text.lines().find(|line| line.split(' ').next() == Some(&tool)).expect("a line");
+        assert!(line.contains("does not run: ") && line.contains("CAP_PERFMON"), "{line}");
+    }
+}
+
+#[test]
+fn doctor_refuses_what_makes_no_sense() {
+    usage_error(&["doctor", "no-such-tool"], "no-such-tool");
+    usage_error(&["doctor", "--no-such-option"], "--no-such-option");
+    usage_error(&["doctor", "--", "opensnoop", "--no-such-option"], "--no-such-option");
+    usage_error(&["doctor", "--", "opensnoop", "--", "true"], "command");
+    assert!(stdout(&["doctor", "--help"]).contains("Usage: bpfscope doctor"));
+}
+
+/// What a package has and lacks decides which way is judged to be taken.
+#[test]
+fn doctor_judges_a_kernel_by_its_package() {
+    let (functions, tracepoints) = targets();
+    let judge = |name: &str, functions: &[String], tracepoints: &[String], config: &str| {
+        let functions: Vec<&str> = functions.iter().map(String::as_str).collect();
+        let tracepoints: Vec<&str> = tracepoints.iter().map(String::as_str).collect();
+        let package = kernel_package(name, &functions, &tracepoints, config);
+        let result = doctor(&["--kernel", package.to_str().expect("UTF-8")]);
+        fs::remove_dir_all(package).expect("clean up");
+        result
+    };
+    let config = [CONFIG, TRAMPOLINES, KPROBES].concat();
+
+    let (records, status) = judge("whole", &functions, &tracepoints, &config);
+    assert_eq!((status, &records[0]["kernel"]), (Some(0), &"9.9-test".into()));
+    for record in tool_records(&records) {
+        assert_eq!(record["verdict"], "probably", "{record}");
+        assert_eq!(record["refused"], serde_json::json!([]), "{record}");
+    }
+
+    let (records, status) = judge("empty", &[], &[], &config);
+    assert_eq!(status, Some(3));
+    for record in tool_records(&records) {
+        assert_eq!((&record["verdict"], &record["way"]), (&"no".into(), &().into()), "{record}");
+        assert!(record["reason"].as_str().expect("a reason").contains("has no"), "{record}");
+    }
+
+    // The same functions, and a kernel that cannot attach to them in the one way or the other.
+    let way = |records: &[serde_json::Value], tool: &str| {
+        let record = tool_records(records).into_iter().find(|record| record["tool"] == tool);
+        record.expect("the tool").clone()
+    };
+    let kprobes = [CONFIG, KPROBES].concat();
+    let (records, _) = judge("kprobes", &functions, &tracepoints, &kprobes);
+    let opensnoop = way(&records, "opensnoop");
+    assert_eq!(opensnoop["way"], "kprobe");
+    assert!(opensnoop["refused"].to_string().contains("DIRECT_CALLS"), "{opensnoop}");
+    let (records, _) = judge("neither", &functions, &tracepoints, CONFIG);
+    assert_eq!(way(&records, "opensnoop")["way"], "rawtp");
+    let (records, status) = judge("nothing", &functions, &tracepoints, "CONFIG_BPF_SYSCALL=y\n");
+    assert_eq!(status, Some(3));
+    assert!(way(&records, "opensnoop")["reason"].to_string().contains("CONFIG_BPF_EVENTS"));
+}
+
+/// A kernel without types, or compressed in a way that is not read, is no crash and no guess.
+#[test]
+fn doctor_says_why_a_package_cannot_be_judged() {
+    usage_error(&["doctor", "--kernel", "/no/such/directory"], "/no/such/directory");
+    usage_error(&["doctor", "--kernel", "/proc", "--report"], "--report");
+    let two = kernel_package("two", &[], &[], "");
+    fs::copy(two.join("boot/vmlinuz-9.9-test"), two.join("boot/vmlinuz-9.8")).expect("copy");
+    usage_error(&["doctor", "--kernel", two.to_str().expect("UTF-8")], "9.8, 9.9-test");
+    fs::remove_dir_all(two).expect("clean up");
+    let package = kernel_package("odd", &[], &[], "");
+    let image = package.join("boot/vmlinuz-9.9-test");
+    let directory = package.to_str().expect("UTF-8");
+    let try_with = |bytes: &[u8]| {
+        fs::write(&image, bytes).expect("write");
+        let output = bpfscope(&["doctor", "--kernel", directory]);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.stdout.is_empty() && stderr.lines().count() == 1, "{stderr}");
+        (output.status.code(), stderr)
+    };
+    let mut untyped = elf_with_btf(&btf(&[], &[]));
+    let at = untyped.windows(5).rposition(|window| window == b".BTF\0").expect("the name");
+    untyped[at..at + 4].copy_from_slice(b".xyz");
+    let (status, stderr) = try_with(&untyped);
+    assert!(status == Some(3) && stderr.contains("CONFIG_DEBUG_INFO_BTF"), "{stderr}");
+    let (status, stderr) = try_with(b"\x02\x21\x4c\x18 and so on");
+    assert!(status == Some(1) && stderr.contains("lz4"), "{stderr}");
+    let (status, stderr) = try_with(b"\xfd7zXZ\0 and not much more");
+    assert!(status == Some(1) && stderr.contains("xz"), "{stderr}");
+    let (status, _) = try_with(b"");
+    assert_eq!(status, Some(1));
+    fs::remove_dir_all(package).expect("clean up");
 }
 
 fn tempdir(name: &str) -> PathBuf {

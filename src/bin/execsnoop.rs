@@ -142,7 +142,7 @@ seen. --line sees the arguments that --args-size lets through, and of a failed e
             .field("args_unread", Type::Uint, "How many of args could not be read; a ? stands for each.")
             .field("interpreter", Type::String, "What executes the file: the interpreter of a script or of binfmt_misc; null when it is executed itself.")
             .field("command", Type::List, "The path, and the given arguments after the first: what the text shows; null when neither could be read.")
-            .field("caller_tid", Type::Uint, "The thread that called; a success gives it the id of the process.")
+            .field("caller_tid", Type::Uint, "The thread that called; a success gives it the id of the process. In a PID namespace null when that changed it.")
             .field("parent_comm", Type::String, "Command name of the parent.")
             .field("cpu", Type::Uint, "The CPU.")
             .columns([
@@ -233,7 +233,10 @@ seen. --line sees the arguments that --args-size lets through, and of a failed e
                     Value::Uint(event.args_unread.into()),
                     interpreter.map_or(Value::Null, Value::Bytes),
                     if path.is_none() && args.is_none() { Value::Null } else { list(&command) },
-                    Value::Uint(event.caller_tid.into()),
+                    match event.caller_tid {
+                        0 => Value::Null,
+                        tid => Value::Uint(tid.into()),
+                    },
                     Value::Bytes(&name(&event.parent_comm)),
                     Value::Uint(event.cpu.into()),
                 ],

@@ -5,6 +5,8 @@
 //!
 //! Layout: include/uapi/linux/btf.h.
 
+use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -62,6 +64,15 @@ impl Entry<'_> {
     pub fn words(&self, size: usize, index: usize) -> impl Iterator<Item = u32> + '_ {
         self.members.chunks_exact(size).filter_map(move |record| word(record, index * 4))
     }
+}
+
+/// What was asked for and exists, by name, with its type id.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found<'n> {
+    /// Functions.
+    pub functions: HashMap<&'n str, u32>,
+    /// Tracepoints.
+    pub tracepoints: HashMap<&'n str, u32>,
 }
 
 impl KernelBtf {
@@ -144,17 +155,19 @@ impl KernelBtf {
         self.type_at(*self.places.get((id as usize).checked_sub(1)?)? as usize)
     }
 
-    /// The types whose names stand at one of these offsets.
-    fn named(&self, names: &[u32]) -> impl Iterator<Item = Entry<'_>> {
-        let named = |at: &&u32| {
+    /// The types whose names stand at one of these offsets, each with its id.
+    fn named(&self, names: &[u32]) -> impl Iterator<Item = (u32, Entry<'_>)> {
+        let named = |(_, at): &(u32, &u32)| {
             word(&self.data, **at as usize).is_some_and(|name| name != 0 && names.contains(&name))
         };
-        self.places.iter().filter(named).filter_map(|at| self.type_at(*at as usize))
+        let places = (1u32..).zip(&self.places);
+        places.filter(named).filter_map(|(id, at)| Some((id, self.type_at(*at as usize)?)))
     }
 
     /// Which of these names the kernel describes as functions (not yet that they can be probed)
-    /// and, for tracepoints, as `btf_trace_NAME`; in one pass for all of them.
-    pub fn find<'n>(&self, functions: &[&'n str], tracepoints: &[&'n str]) -> Vec<&'n str> {
+    /// and, for tracepoints, as `btf_trace_NAME`, each with the type's id; in one pass for all of
+    /// them. Of several functions of a name the first counts, as for libbpf.
+    pub fn find<'n>(&self, functions: &[&'n str], tracepoints: &[&'n str]) -> Found<'n> {
         let function = |name: &&'n str| Some((kind::FUNC, self.name_offset(name)?, *name));
         let tracepoint = |name: &&'n str| {
             Some((kind::TYPEDEF, self.name_offset(&format!("btf_trace_{name}"))?, *name))
@@ -165,13 +178,46 @@ impl KernelBtf {
             .chain(tracepoints.iter().filter_map(tracepoint))
             .collect();
         let offsets: Vec<u32> = wanted.iter().map(|(_, offset, _)| *offset).collect();
-        self.named(&offsets)
-            .filter_map(|entry| {
-                let found = |(kind, name, _): &&(u32, u32, &str)| {
-                    entry.name == *name && entry.kind == *kind
-                };
-                wanted.iter().find(found).map(|(_, _, name)| *name)
-            })
+        let mut found = Found::default();
+        for (id, entry) in self.named(&offsets) {
+            let same =
+                |(kind, name, _): &&(u32, u32, &str)| entry.name == *name && entry.kind == *kind;
+            let Some((_, _, name)) = wanted.iter().find(same) else { continue };
+            let of_kind = match entry.kind {
+                kind::FUNC => &mut found.functions,
+                _ => &mut found.tracepoints,
+            };
+            of_kind.entry(*name).or_insert(id);
+        }
+        found
+    }
+
+    /// Whether the kernel has a per-CPU variable of this name; BTF describes no others.
+    pub fn has_variable(&self, name: &str) -> bool {
+        let Some(offset) = self.name_offset(name) else { return false };
+        self.named(&[offset]).any(|(_, entry)| entry.kind == kind::VAR)
+    }
+
+    /// Which of these names are functions or tracepoints of a module with this BTF. Its names
+    /// continue those of the kernel proper, which `self` is.
+    pub fn find_in_module(&self, module: &KernelBtf, names: &HashSet<&str>) -> Vec<String> {
+        let length = u32::try_from(self.strings.1 - self.strings.0).unwrap_or(u32::MAX);
+        let name = |entry: &Entry<'_>| {
+            let text = match entry.name.checked_sub(length) {
+                Some(offset) => module.string(offset),
+                None => self.string(entry.name),
+            };
+            let text = std::str::from_utf8(text).ok()?;
+            match entry.kind {
+                kind::FUNC => Some(text.to_string()),
+                kind::TYPEDEF => text.strip_prefix("btf_trace_").map(String::from),
+                _ => None,
+            }
+        };
+        module
+            .types()
+            .filter_map(|entry| name(&entry))
+            .filter(|name| names.contains(name.as_str()))
             .collect()
     }
 
@@ -179,7 +225,7 @@ impl KernelBtf {
     /// struct or union without a name.
     pub fn struct_has(&self, name: &str, member: &str) -> Option<bool> {
         let name = self.name_offset(name)?;
-        let found = self.named(&[name]).find(|entry| entry.kind == kind::STRUCT)?;
+        let (_, found) = self.named(&[name]).find(|(_, entry)| entry.kind == kind::STRUCT)?;
         let Some(member) = self.name_offset(member) else { return Some(false) };
         Some(self.has_member(&found, member))
     }
@@ -252,12 +298,31 @@ mod tests {
     #[test]
     fn names_are_found_by_kind() {
         let btf = KernelBtf::parse(tiny()).expect("BTF");
-        assert_eq!(btf.find(&["probe_me", "probe", "x", "missing", "tp"], &[]), ["probe_me"]);
-        assert_eq!(btf.find(&[], &["probe_me", "tp"]), ["tp"]);
+        let found = btf.find(&["probe_me", "probe", "x", "missing", "tp"], &["probe_me", "tp"]);
+        assert_eq!(found.functions, HashMap::from([("probe_me", 2)]));
+        assert_eq!(found.tracepoints, HashMap::from([("tp", 3)]));
         assert_eq!(btf.struct_has("s", "x"), Some(true));
         assert_eq!(btf.struct_has("s", "probe_me"), Some(false));
         assert_eq!(btf.struct_has("probe_me", "x"), Some(true), "through a nameless member");
         assert_eq!(btf.struct_has("t", "x"), None);
+    }
+
+    /// Func "of_module" and func "probe_me", whose names stand in its own strings and in those of
+    /// the kernel.
+    #[test]
+    fn names_of_a_module_continue_those_of_the_kernel() {
+        let kernel = KernelBtf::parse(tiny()).expect("BTF");
+        let length = u32::try_from(kernel.strings.1 - kernel.strings.0).expect("small");
+        let words = [length + 1, 12 << 24, 1, 3, 12 << 24, 1];
+        let mut out = 0xeb9fu16.to_ne_bytes().to_vec();
+        out.extend([1, 0]);
+        for word in [24u32, 0, 24, 24, 11].into_iter().chain(words) {
+            out.extend(word.to_ne_bytes());
+        }
+        out.extend(b"\0of_module\0");
+        let module = KernelBtf::parse(out).expect("BTF");
+        let wanted = HashSet::from(["of_module", "probe_me", "x", "other"]);
+        assert_eq!(kernel.find_in_module(&module, &wanted), ["of_module", "probe_me"]);
     }
 
     #[test]

@@ -1,17 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 
-//! Cgroups of the v2 hierarchy: from a path to the id that the kernel side tests, and back.
+//! Cgroups of the v2 hierarchy: where it is, and from a path to the id that the kernel side tests.
 
-use std::collections::HashMap;
 use std::fs;
-use std::fs::File;
-use std::os::fd::AsFd as _;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-
-use crate::sys;
 
 /// A mount of the cgroup v2 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,21 +63,27 @@ fn unescape(text: &str) -> String {
 pub struct Cgroup {
     /// Its id: the inode number of its directory (64-bit kernels, since 5.5).
     pub id: u64,
-    /// How many levels it lies below the root of the hierarchy.
+    /// How many levels it lies below the root of the hierarchy; [`ANY_LEVEL`] where that cannot
+    /// be known.
     pub level: u32,
+}
+
+/// `FILTER_ANY_LEVEL` of `bpf/filter.h`.
+pub const ANY_LEVEL: u32 = u32::MAX;
+
+/// Whether the tool is in a cgroup namespace, which hides where in the hierarchy it lies. The
+/// inode of the initial one, `PROC_CGROUP_INIT_INO` of the kernel, is the same everywhere.
+pub fn in_namespace() -> bool {
+    fs::metadata("/proc/self/ns/cgroup").is_ok_and(|namespace| namespace.ino() != 0xEFFF_FFFB)
 }
 
 impl Cgroup {
     /// Resolves a path: absolute in the file system, or relative to the hierarchy's root.
     ///
     /// # Errors
-    /// A sentence that says what is wrong: no v2 hierarchy, no such directory, not in it.
-    pub fn find(path: &str) -> Result<Self, String> {
-        let Some(mount) = mount() else {
-            return Err("this machine has no cgroup v2 hierarchy mounted; cgroup filters need one"
-                .to_string());
-        };
-        let point = fs::canonicalize(&mount.point).unwrap_or(mount.point);
+    /// A sentence that says what is wrong: no such directory, or not in the hierarchy.
+    pub fn find(mount: &Mount, path: &str) -> Result<Self, String> {
+        let point = fs::canonicalize(&mount.point).unwrap_or_else(|_| mount.point.clone());
         let below = |candidate: PathBuf| {
             let found = fs::canonicalize(candidate).ok().filter(|found| found.is_dir())?;
             let inside = found.strip_prefix(&point).ok()?.to_path_buf();
@@ -99,42 +98,9 @@ impl Cgroup {
         let metadata =
             fs::metadata(&found).map_err(|e| format!("cannot look at cgroup '{path}': {e}"))?;
         let below_root = mount.root.split('/').filter(|part| !part.is_empty()).count();
-        let level = u32::try_from(inside.components().count() + below_root).unwrap_or(u32::MAX);
+        let level = u32::try_from(inside.components().count() + below_root).unwrap_or(ANY_LEVEL);
+        let level = if in_namespace() { ANY_LEVEL } else { level };
         Ok(Self { id: metadata.ino(), level })
-    }
-}
-
-/// Paths of cgroups by id, asked for once each.
-#[derive(Default)]
-pub struct CgroupNames {
-    mount: Option<Option<(File, PathBuf)>>,
-    paths: HashMap<u64, Option<Vec<u8>>>,
-}
-
-impl CgroupNames {
-    /// The cgroup's path below the root of the hierarchy (`/system.slice/ssh.service`); `None`
-    /// when it is gone, or the caller may not ask.
-    pub fn path(&mut self, id: u64) -> Option<&[u8]> {
-        // Ids are never reused, but a machine may make cgroups forever.
-        if self.paths.len() > 65_536 {
-            self.paths.clear();
-        }
-        let mount = self.mount.get_or_insert_with(|| {
-            let mount = mount()?;
-            Some((File::open(&mount.point).ok()?, mount.point))
-        });
-        self.paths
-            .entry(id)
-            .or_insert_with(|| {
-                let (file, point) = mount.as_ref()?;
-                let dir = sys::open_cgroup(file.as_fd(), id).ok()?;
-                let link = fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).ok()?;
-                let inside = link.strip_prefix(point).ok()?;
-                let mut path = b"/".to_vec();
-                path.extend_from_slice(inside.as_os_str().as_bytes());
-                Some(path)
-            })
-            .as_deref()
     }
 }
 
@@ -159,8 +125,14 @@ mod tests {
 
     #[test]
     fn a_path_that_is_no_cgroup_is_refused() {
-        let error = Cgroup::find("/proc/self").expect_err("not a cgroup");
-        assert!(error.contains("cgroup v2"), "{error}");
-        assert!(Cgroup::find("/no/such/cgroup").is_err());
+        let mount = Mount { point: "/sys".into(), root: "/".into() };
+        for path in ["/proc/self", "/no/such/cgroup", "/sys/../proc", "kernel/notes"] {
+            let error = Cgroup::find(&mount, path).expect_err("not a cgroup");
+            assert!(error.contains("cgroup v2"), "{error}");
+        }
+        let found = Cgroup::find(&mount, "kernel").expect("a directory");
+        assert_eq!(found.level, 1);
+        let part = Mount { root: "/a/b".into(), ..mount };
+        assert_eq!(Cgroup::find(&part, "/sys/kernel").expect("a directory").level, 3);
     }
 }

@@ -18,8 +18,11 @@ use clap::builder::ValueParser;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapHandle;
 
+use crate::cgroup;
 use crate::cgroup::Cgroup;
 use crate::condition::Condition;
+use crate::container::Selector;
+use crate::error::unsupported;
 use crate::error::usage;
 use crate::output::Choice;
 use crate::output::Color;
@@ -89,6 +92,8 @@ pub struct Common {
     pub comm: Option<Comm>,
     /// `--cgroup`; empty = any.
     pub cgroup: Vec<Cgroup>,
+    /// `--container`; empty = any.
+    pub container: Vec<Selector>,
     /// `--cgroupmap`: a pinned map whose keys are cgroup ids.
     pub cgroupmap: Option<PathBuf>,
     /// `--mntnsmap`: a pinned map whose keys are inodes of mount namespaces.
@@ -122,7 +127,8 @@ impl Common {
             && self.tid.is_empty()
             && self.ppid.is_empty()
             && self.uid.is_empty()
-            && self.cgroup.is_empty())
+            && self.cgroup.is_empty()
+            && self.container.is_empty())
             || self.comm.is_some()
             || self.tree.is_some()
             || self.cgroupmap.is_some()
@@ -268,11 +274,12 @@ fn all() -> Vec<Arg> {
         ),
         value("comm", FILTERS, "NAME", "Only this command name; NAME* for a beginning")
             .value_parser(Comm::parse),
+        list("cgroup", "PATH", "Only this cgroup (v2) and what is below it", ValueParser::string()),
         list(
-            "cgroup",
-            "PATH",
-            "Only this cgroup (v2) and what is below it",
-            ValueParser::new(Cgroup::find),
+            "container",
+            "LIST",
+            "Only these containers (name, POD/NAME, or 4 and more digits of the id), also later ones",
+            ValueParser::new(Selector::list),
         ),
         value("tree", FILTERS, "PID", "Only this process and its descendants")
             .value_parser(clap::value_parser!(u32).range(1..)),
@@ -384,6 +391,34 @@ fn given(matches: &ArgMatches, name: &str) -> bool {
         && matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine)
 }
 
+/// The v2 hierarchy, for the filters that need it.
+fn hierarchy() -> Result<cgroup::Mount> {
+    cgroup::mount().ok_or_else(|| {
+        unsupported(
+            "filters on cgroups and containers need the cgroup v2 hierarchy, and this machine has \
+             none mounted",
+        )
+    })
+}
+
+fn cgroups(matches: &ArgMatches) -> Result<Vec<Cgroup>> {
+    let paths = matches.try_get_many::<String>("cgroup").ok().flatten();
+    let paths: Vec<&String> = paths.into_iter().flatten().collect();
+    if paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    if paths.len() > crate::filter::CGROUPS {
+        return Err(usage(format!("--cgroup takes at most {}", crate::filter::CGROUPS)));
+    }
+    let mount = hierarchy()?;
+    let find = |path: &&String| Cgroup::find(&mount, path);
+    paths
+        .iter()
+        .map(find)
+        .collect::<Result<_, _>>()
+        .map_err(|why| usage(format!("--cgroup: {why}")))
+}
+
 impl Common {
     /// Takes the common options out of what was parsed.
     ///
@@ -417,16 +452,13 @@ impl Common {
             crate::btf::KernelBtf::read(path)
                 .map_err(|error| usage(format!("--btf {}: {error}", path.display())))?;
         }
-        let cgroup: Vec<Cgroup> = matches
-            .try_get_many::<Cgroup>("cgroup")
-            .ok()
-            .flatten()
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
-        if cgroup.len() > crate::filter::CGROUPS {
-            return Err(usage(format!("--cgroup takes at most {}", crate::filter::CGROUPS)));
+        let container: Vec<Selector> = {
+            let all = matches.try_get_many::<Vec<Selector>>("container").ok().flatten();
+            all.into_iter().flatten().flatten().cloned().collect()
+        };
+        let cgroup = cgroups(matches)?;
+        if !container.is_empty() {
+            hierarchy()?;
         }
         Ok(Self {
             choice: Choice {
@@ -462,6 +494,7 @@ impl Common {
             uid: lists("uid"),
             comm: get::<Comm>(matches, "comm"),
             cgroup,
+            container,
             cgroupmap: get::<PathBuf>(matches, "cgroupmap"),
             mntnsmap: get::<PathBuf>(matches, "mntnsmap"),
             tree: get::<u32>(matches, "tree"),

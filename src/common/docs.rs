@@ -8,8 +8,10 @@ use anyhow::Result;
 
 use crate::multi::Entry;
 use crate::record::Class;
+use crate::record::HOST;
 use crate::record::PROCESS;
 use crate::record::TIMES;
+use crate::record::is_of_host;
 use crate::value::Type;
 
 /// Every tool with what it does, a line each.
@@ -72,6 +74,10 @@ pub fn output(tools: &[Entry]) -> Result<String> {
     for (_, field) in &PROCESS {
         field_row(&mut out, field.name, field.ty, field.doc);
     }
+    out.push_str(OUTPUT_PIDNS);
+    for (_, field) in &HOST {
+        field_row(&mut out, field.name, field.ty, field.doc);
+    }
     out.push_str(OUTPUT_TYPES);
     for tool in tools {
         let _ = writeln!(out, "\n## {}\n\n{}.", tool.name, tool.about());
@@ -106,19 +112,12 @@ pub fn output(tools: &[Entry]) -> Result<String> {
 pub fn fields(tool: &Entry) -> Result<String> {
     let mut out = String::new();
     for kind in &(tool.records)(&[])?.kinds {
-        for (_, field) in kind.all_fields() {
+        let everywhere = kind.all_fields().into_iter().filter(|(source, _)| !is_of_host(*source));
+        for (_, field) in everywhere {
             let _ = writeln!(out, "{} {} {:?}", kind.name, field.name, field.ty);
         }
     }
     Ok(out)
-}
-
-/// The manual of a tool beside its options, as plain text.
-pub fn manual(tool: &Entry) -> String {
-    format!(
-        "DESCRIPTION\n{}\n\nEXAMPLES\n{}\n\nOVERHEAD\n{}\n\nLIMITS\n{}\n",
-        tool.doc.description, tool.doc.examples, tool.doc.overhead, tool.doc.limits
-    )
 }
 
 const OUTPUT_HEAD: &str = "\
@@ -140,10 +139,24 @@ null. Fields are only ever added.
 - 64-bit ids are strings, because many JSON readers round large numbers.
 - A tool with several kinds of events or rows says which in `kind`.
 
+`bpfscope schema TOOL` prints all of this as a JSON Schema, and `TOOL --from FILE` shows saved lines
+again, as text, CSV or JSON, with other fields or filtered.
+
 `--output csv` writes a header and the same fields, with `FIELD_raw` as a column of its own;
 what is not a measurement goes to stderr.
 
 Every measurement has:
+";
+
+const OUTPUT_PIDNS: &str = "
+`container`, `container_id`, `runtime`, `pod` and `unit` come from the cgroup's path and from files
+of the runtime, also when the process has ended. A container in a container is the outer one.
+
+A tool that runs in a PID namespace has `pid`, `tid` and `ppid` as that namespace has them, null for
+processes that it does not see, and in every `event` besides:
+
+| field | JSON type | unit | meaning |
+|---|---|---|---|
 ";
 
 const OUTPUT_TYPES: &str = "

@@ -24,6 +24,7 @@ use nix::sys::epoll::EpollTimeout;
 use nix::sys::eventfd::EventFd;
 
 use crate::sys;
+use crate::terminal;
 use crate::terminal::Screen;
 
 const SIGNAL: u64 = 0;
@@ -32,6 +33,7 @@ const EVENTS: u64 = 2;
 const CHILD: u64 = 3;
 const SCREEN: u64 = 4;
 const KEYS: u64 = 5;
+const CGROUPS: u64 = 6;
 
 /// How long a reader that is fed pauses between two looks; also the longest that an event waits.
 pub const PAUSE: Duration = Duration::from_millis(100);
@@ -87,6 +89,15 @@ impl Waiter {
         self.epoll.add(ring, EpollEvent::new(flags, EVENTS)).context("epoll_ctl on ring buffer")
     }
 
+    /// Watches the ring buffer that cgroups are told in, in the same way.
+    ///
+    /// # Errors
+    /// Fails when the descriptor is no ring buffer.
+    pub fn watch_cgroups(&self, ring: BorrowedFd<'_>) -> Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        self.epoll.add(ring, EpollEvent::new(flags, CGROUPS)).context("epoll_ctl on ring buffer")
+    }
+
     /// Watches a process descriptor, readable when the process has ended.
     ///
     /// # Errors
@@ -104,7 +115,10 @@ impl Waiter {
         let event = |what| EpollEvent::new(EpollFlags::EPOLLIN, what);
         self.epoll.add(screen.wake(), event(SCREEN)).context("epoll_ctl on screen")?;
         if screen.has_keys() {
-            self.epoll.add(io::stdin().as_fd(), event(KEYS)).context("epoll_ctl on stdin")?;
+            // Edge-triggered: what a shell in the foreground is to read must not wake forever.
+            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+            let keys = EpollEvent::new(flags, KEYS);
+            self.epoll.add(io::stdin().as_fd(), keys).context("epoll_ctl on stdin")?;
         }
         Ok(())
     }
@@ -112,6 +126,9 @@ impl Waiter {
     /// Takes the keys that were pressed; whether `q` was among them. No more are watched when the
     /// terminal is gone.
     fn takes_quit(&self) -> bool {
+        if !terminal::may_read_keys() {
+            return false;
+        }
         let mut keys = [0; 64];
         match nix::unistd::read(io::stdin().as_fd(), &mut keys) {
             Ok(0) | Err(Errno::EIO) => {
@@ -163,7 +180,7 @@ impl Waiter {
             if has(SCREEN) {
                 return Ok(Wake::Redraw);
             }
-            if has(EVENTS) || until.is_some_and(|until| until <= Instant::now()) {
+            if has(EVENTS) || has(CGROUPS) || until.is_some_and(|until| until <= Instant::now()) {
                 return Ok(Wake::Look);
             }
         }

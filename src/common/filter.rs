@@ -14,8 +14,10 @@ use libbpf_rs::MapHandle;
 use libbpf_rs::Object;
 use libbpf_rs::OpenObject;
 
+use crate::cgroup_names;
 use crate::cli::Common;
 use crate::globals::set_constant;
+use crate::pidns;
 use crate::shared::FilterKind;
 
 /// `FILTER_CGROUPS` of `bpf/filter.h`; [`set_constant`] checks the size of the arrays.
@@ -87,6 +89,11 @@ pub fn configure(open: &mut OpenObject, common: &Common) -> Result<Vec<MapHandle
     set_constant(open, "filter_cgroup_id", &bytes(ids, u64::to_ne_bytes))?;
     set_constant(open, "filter_cgroup_level", &bytes(levels, u32::to_ne_bytes))?;
 
+    if let Some(inode) = pidns::own() {
+        set_constant(open, "pidns_inode", &inode.to_ne_bytes())?;
+    }
+    let containers = !common.container.is_empty();
+    set_constant(open, "filter_containers_on", &[u8::from(containers)])?;
     let tree = filters_tree(common);
     set_constant(open, "filter_tree_on", &[u8::from(tree)])?;
     set_constant(open, "filter_cgroupmap_on", &[u8::from(common.cgroupmap.is_some())])?;
@@ -107,6 +114,10 @@ pub fn configure(open: &mut OpenObject, common: &Common) -> Result<Vec<MapHandle
             map.set_autocreate(tree)?;
             // As many as there can be processes on most machines (kernel.pid_max).
             map.set_max_entries(32_768)?;
+        }
+        if map.name() == "filter_containers" {
+            map.set_autocreate(containers)?;
+            map.set_max_entries(cgroup_names::FILTERED)?;
         }
         if map.name() == "filter_ids" {
             map.set_autocreate(in_map > 0)?;
@@ -135,12 +146,15 @@ pub fn filters_tree(common: &Common) -> bool {
 /// Fails when the kernel refuses.
 pub fn plant_tree(object: &Object, root: u32) -> Result<()> {
     let Some(map) = object.maps().find(|map| map.name() == "filter_tree") else { return Ok(()) };
+    // In a PID namespace only the kernel knows what these numbers are outside.
+    let mark = pidns::own().map_or(0, |_| pidns::PLANTED);
     let mut inside = vec![root];
     let mut known = 0;
     // Until a look at /proc finds nobody new.
     while known < inside.len() {
         for pid in &inside[known..] {
-            map.update(&pid.to_ne_bytes(), &[1], MapFlags::ANY).context("filling the filter")?;
+            map.update(&(pid | mark).to_ne_bytes(), &[1], MapFlags::ANY)
+                .context("filling the filter")?;
         }
         known = inside.len();
         for (pid, parent) in processes() {

@@ -83,13 +83,21 @@ impl Drop for ReturnProbe {
 }
 
 /// Where tracefs is mounted: its own place, or inside of debugfs, which mounts it when it is
-/// looked at.
+/// looked at. `None` where it is not, as far as this user can see.
+pub fn mounted() -> Option<&'static Path> {
+    let places = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"].map(Path::new);
+    let usable = places.into_iter().find(|path| path.join("kprobe_events").exists());
+    usable.or_else(|| {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        places.into_iter().find(|path| {
+            let at = path.to_string_lossy();
+            mounts.lines().any(|line| line.split(' ').nth(1) == Some(&at))
+        })
+    })
+}
+
 fn tracefs() -> &'static Path {
-    ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"]
-        .map(Path::new)
-        .into_iter()
-        .find(|path| path.join("kprobe_events").exists())
-        .unwrap_or(Path::new("/sys/kernel/tracing"))
+    mounted().unwrap_or(Path::new("/sys/kernel/tracing"))
 }
 
 fn command(line: &str) -> io::Result<()> {

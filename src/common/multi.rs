@@ -12,12 +12,18 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Command;
 
+use crate::completions;
 use crate::docs;
+use crate::doctor;
 use crate::error;
 use crate::error::usage;
+use crate::man;
 use crate::output::complain;
+use crate::probe::Kernel;
 use crate::record::Records;
 use crate::runner;
+use crate::runner::Judgement;
+use crate::runner::Trial;
 use crate::tool::Alias;
 use crate::tool::Bpf;
 use crate::tool::Doc;
@@ -43,6 +49,12 @@ pub struct Entry {
     pub schema: fn(Vec<OsString>) -> Result<String>,
     /// Its ways to hook under these options.
     pub ways: fn(&[&str]) -> Result<Vec<Way>>,
+    /// Looks whether it could be tried with these arguments (with its name).
+    pub check: fn(Vec<OsString>) -> Result<()>,
+    /// Hooks it in under these arguments (with its name) and takes it out again.
+    pub trial: fn(Vec<OsString>) -> Result<Trial>,
+    /// The ways that it could take on a kernel that does not run here.
+    pub judge: fn(Vec<OsString>, &mut Kernel) -> Result<Judgement>,
     /// Its `main`.
     pub run: fn(Vec<OsString>) -> u8,
 }
@@ -59,6 +71,9 @@ impl Entry {
             records: |args| Ok(parse::<T>(args)?.records()),
             schema: runner::schema::<T>,
             ways: |args| Ok(parse::<T>(args)?.ways()),
+            check: runner::check::<T>,
+            trial: runner::trial::<T>,
+            judge: runner::judge::<T>,
             run: runner::run::<T>,
         }
     }
@@ -89,7 +104,7 @@ pub(crate) fn is_called(called: &str, name: &str) -> bool {
 
 /// The tool that goes by `called`. Of several, the longest name: `tcpconnect` and `connect` could
 /// both be meant otherwise.
-fn find<'a>(tools: &'a [Entry], called: &str) -> Option<&'a Entry> {
+pub(crate) fn find<'a>(tools: &'a [Entry], called: &str) -> Option<&'a Entry> {
     let matches = |tool: &Entry| {
         std::iter::once(tool.name)
             .chain(tool.aliases.iter().map(|alias| alias.name))
@@ -104,20 +119,34 @@ fn find<'a>(tools: &'a [Entry], called: &str) -> Option<&'a Entry> {
         .map(|(_, t)| t)
 }
 
-const HELP: &str = "\
+/// What the multi-call binary does beside being each tool: for its help, manual and completions.
+pub(crate) const COMMANDS: &[(&str, &str)] = &[
+    ("list", "Every tool with what it does"),
+    ("help [TOOL]", "This text, or the tool's options"),
+    ("doctor", "What tools need, what of it is here, and which of them run"),
+    ("man [TOOL]", "The manual page of the tool or of bpfscope, as roff"),
+    ("schema TOOL", "JSON Schema of the tool's JSON lines, under its options if any follow"),
+    ("completions SHELL", "Completions for bash, zsh or fish"),
+    ("docs PART", "Parts of the documentation: fields TOOL, output, readme"),
+];
+
+fn help() -> String {
+    let width = COMMANDS.iter().map(|(form, _)| form.len()).max().unwrap_or(0);
+    let commands: String =
+        COMMANDS.iter().map(|(form, text)| format!("  {form:width$}  {text}\n")).collect();
+    format!(
+        "\
 eBPF observability tools for Linux
 
 Usage: bpfscope TOOL [OPTIONS]
        bpfscope COMMAND
 
 Commands:
-  list          Every tool with what it does
-  help [TOOL]   This text, or the tool's options
-  schema TOOL   JSON Schema of the tool's JSON lines; under its options, if any follow
-  docs PART     Generated documentation: manual TOOL, fields TOOL, output, readme
-
+{commands}
 A link to this program that bears a tool's name, also behind a prefix (bpf-TOOL), is that tool.
-";
+"
+    )
+}
 
 /// `main` of the multi-call binary.
 pub fn main(tools: &[Entry]) -> ExitCode {
@@ -140,7 +169,7 @@ fn dispatch(tools: &[Entry], args: &[OsString]) -> Result<u8> {
     let second = args.get(1).map(|arg| arg.to_string_lossy().into_owned());
     match (word.as_str(), second.as_deref()) {
         ("", _) => Err(usage("which tool? bpfscope list names them, bpfscope help says more")),
-        ("-h" | "--help", _) | ("help", None) => say(HELP),
+        ("-h" | "--help", _) | ("help", None) => say(&help()),
         ("-V" | "--version", _) => say(&format!("bpfscope {}\n", env!("CARGO_PKG_VERSION"))),
         ("list", None) => say(&docs::list(tools)),
         ("list", Some(extra)) => Err(usage(format!("list takes no '{extra}'"))),
@@ -148,22 +177,31 @@ fn dispatch(tools: &[Entry], args: &[OsString]) -> Result<u8> {
             Some(tool) => Ok((tool.run)(vec![tool.name.into(), "--help".into()])),
             None => Err(no_tool(name)),
         },
+        ("doctor", _) => doctor::main(tools, args),
         ("schema", Some(name)) => match find(tools, name) {
             Some(tool) => say(&(tool.schema)(args[2..].to_vec())?),
             None => Err(no_tool(name)),
         },
         ("schema", None) => Err(usage("schema takes the name of a tool")),
+        ("man", None | Some("bpfscope")) => say(&man::suite(tools)),
+        ("man", Some(name)) => match find(tools, name) {
+            Some(tool) => say(&man::tool(tool, tools)?),
+            None => Err(no_tool(name)),
+        },
+        ("completions", shell) => match completions::of(shell.unwrap_or_default(), tools)? {
+            Some(script) => say(&script),
+            None => Err(usage("completions takes the name of a shell: bash, zsh or fish")),
+        },
         ("docs", Some("output")) => say(&docs::output(tools)?),
         ("docs", Some("readme")) => say(&docs::questions(tools)),
-        ("docs", Some(part @ ("fields" | "manual"))) => {
+        ("docs", Some("fields")) => {
             let name = args.get(2).map(|arg| arg.to_string_lossy().into_owned());
             match name.as_deref().and_then(|name| find(tools, name)) {
-                Some(tool) if part == "fields" => say(&docs::fields(tool)?),
-                Some(tool) => say(&docs::manual(tool)),
-                None => Err(usage(format!("docs {part} takes the name of a tool"))),
+                Some(tool) => say(&docs::fields(tool)?),
+                None => Err(usage("docs fields takes the name of a tool")),
             }
         }
-        ("docs", _) => Err(usage("docs takes: output, readme, manual TOOL, fields TOOL")),
+        ("docs", _) => Err(usage("docs takes: output, readme, fields TOOL")),
         (name, _) => match find(tools, name) {
             Some(tool) => Ok((tool.run)(args.to_vec())),
             None => Err(no_tool(name)),

@@ -12,10 +12,11 @@ use anyhow::Context as _;
 use anyhow::Result;
 use nix::errno::Errno;
 
-use crate::cgroup::CgroupNames;
+use crate::cgroup_names::CgroupNames;
 use crate::condition;
 use crate::condition::Condition;
 use crate::condition::Test;
+use crate::container::Runtime;
 use crate::error::usage;
 use crate::escape;
 use crate::histogram::Histogram;
@@ -193,7 +194,10 @@ impl Plan {
             let fresh = || {
                 let header: &'static str = name.to_uppercase().leak();
                 let time = (name == "ts").then_some((TimeFormat::Iso, 9));
-                Column { time, ..column(name, header, header.len()) }
+                // Most processes are in no container, which is not the same as not knowing.
+                let none = ["container", "container_id", "runtime", "pod", "unit"].contains(&name);
+                let null = if none { "-" } else { "?" };
+                Column { time, null, ..column(name, header, header.len()) }
             };
             Column { shown: true, ..declared.unwrap_or_else(fresh) }
         };
@@ -259,7 +263,8 @@ pub struct Output {
     cell: Vec<u8>,
     /// Where event times are mapped to wall-clock time.
     pub clock: Clock,
-    cgroups: CgroupNames,
+    /// Names of cgroups and containers.
+    pub(crate) cgroups: CgroupNames,
     limit: Option<u64>,
     /// Records shown so far: events, rows and histograms.
     pub shown: u64,
@@ -323,6 +328,21 @@ impl Output {
             table,
             screen: None,
             notice: None,
+        })
+    }
+
+    /// Whether cgroups or containers are shown.
+    pub(crate) fn names_cgroups(&self) -> bool {
+        let named = |source: &Source| {
+            use Source::*;
+            matches!(source, Cgroup | Container | ContainerId | Runtime | Pod | Unit)
+        };
+        self.plans.iter().any(|plan| {
+            let shown = match self.form {
+                Form::Columns => plan.columns.iter().any(|(source, _)| named(source)),
+                Form::Json | Form::Csv => plan.fields.iter().any(|(source, ..)| named(source)),
+            };
+            shown || plan.tests.iter().flatten().any(|test| named(&test.source))
         })
     }
 
@@ -721,6 +741,10 @@ impl Output {
         let (Some(screen), Some(table)) = (&self.screen, self.table.take()) else { return };
         // Nothing to read is fine: then nothing had asked.
         let _ = screen.wake().read();
+        if !screen.is_shown() {
+            self.table = Some(table);
+            return;
+        }
         let extra = usize::from(self.notice.is_some());
         let rows = table.screen_rows(screen.height().saturating_sub(extra));
         let start = self.buffer.len();
@@ -940,10 +964,15 @@ fn with_process<R>(
     show: impl FnOnce(&Value<'_>) -> R,
 ) -> R {
     let number = |number: u32| Value::Uint(u64::from(number));
+    // In a PID namespace, the ids of a task that it does not see are 0.
+    let outside = head.pid == 0 && head.host_tid != 0;
+    let inside = |id: u32| if outside { Value::Null } else { number(id) };
     match source {
-        Source::Pid => show(&number(head.pid)),
-        Source::Tid => show(&number(head.tid)),
-        Source::Ppid => show(&number(head.ppid)),
+        Source::Pid => show(&inside(head.pid)),
+        Source::Tid => show(&inside(head.tid)),
+        Source::Ppid => show(&inside(head.ppid)),
+        Source::HostPid => show(&number(head.host_pid)),
+        Source::HostTid => show(&number(head.host_tid)),
         Source::Uid => show(&number(head.uid)),
         Source::Comm => show(&Value::Bytes(until_nul(&head.comm.map(|c| c.to_ne_bytes()[0])))),
         Source::CgroupId => show(&Value::Id(head.cgroup_id)),
@@ -951,8 +980,22 @@ fn with_process<R>(
             Some(path) => show(&Value::Bytes(path)),
             None => show(&Value::Null),
         },
-        Source::Container | Source::Time | Source::BootNs | Source::Field(_) => show(&Value::Null),
+        Source::Container | Source::ContainerId | Source::Runtime => {
+            let container = cgroups.identity(head.cgroup_id).container.as_deref();
+            show(&text(container.and_then(|container| match source {
+                Source::Container => Some(container.shown()),
+                Source::ContainerId => Some(container.id.as_str()),
+                _ => container.runtime.map(Runtime::name),
+            })))
+        }
+        Source::Pod => show(&text(cgroups.identity(head.cgroup_id).pod.as_deref())),
+        Source::Unit => show(&text(cgroups.identity(head.cgroup_id).unit.as_deref())),
+        Source::Time | Source::BootNs | Source::Field(_) => show(&Value::Null),
     }
+}
+
+fn text(text: Option<&str>) -> Value<'_> {
+    text.map_or(Value::Null, |text| Value::Bytes(text.as_bytes()))
 }
 
 /// The bytes before the first NUL, or all of them.

@@ -2,6 +2,7 @@
 
 //! Which way to hook: what can be known before anything is loaded.
 
+use std::collections::HashMap;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
@@ -10,12 +11,14 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use anyhow::Result;
 use libbpf_rs::OpenObject;
 use nix::sys::memfd::MFdFlags;
 use nix::sys::memfd::memfd_create;
 
 use crate::btf;
 use crate::btf::KernelBtf;
+use crate::btf_attach;
 use crate::btf_subset;
 use crate::tool::Way;
 
@@ -43,19 +46,52 @@ pub fn hook(section: &str) -> Hook<'_> {
 /// The running kernel as far as it matters for choosing a way.
 pub struct Kernel {
     btf: Option<KernelBtf>,
-    /// The functions and tracepoints that were asked for and exist.
+    /// The sections whose function or tracepoint exists.
     found: HashSet<String>,
+    /// Whether it is the one that runs here.
+    runs: bool,
+    /// Names that were found in its modules.
+    in_modules: HashSet<String>,
 }
 
 impl Kernel {
     /// Looks at the running kernel. Without BTF of its own, nothing that needs it can be used.
     pub fn look() -> Self {
-        Self { btf: KernelBtf::read(Path::new(btf::VMLINUX)).ok(), found: HashSet::new() }
+        let btf = KernelBtf::read(Path::new(btf::VMLINUX)).ok();
+        Self { btf, found: HashSet::new(), runs: true, in_modules: HashSet::new() }
+    }
+
+    /// A kernel that does not run here.
+    pub fn of(btf: KernelBtf) -> Self {
+        Self { btf: Some(btf), found: HashSet::new(), runs: false, in_modules: HashSet::new() }
+    }
+
+    /// Its types.
+    pub fn btf(&self) -> Option<&KernelBtf> {
+        self.btf.as_ref()
+    }
+
+    /// Whether it describes a function or tracepoint of this name, or is known to have it in a
+    /// module.
+    pub fn describes(&self, name: &str, is_tracepoint: bool) -> bool {
+        let find = |btf: &KernelBtf| match is_tracepoint {
+            true => btf.find(&[], &[name]).tracepoints.len(),
+            false => btf.find(&[name], &[]).functions.len(),
+        };
+        self.in_modules.contains(name) || self.btf.as_ref().is_some_and(|btf| find(btf) > 0)
+    }
+
+    /// Functions and tracepoints that its modules have.
+    pub fn learn(&mut self, names: impl IntoIterator<Item = String>) {
+        self.in_modules.extend(names);
     }
 
     /// Looks for what these programs attach to.
-    pub fn look_for(&mut self, programs: &[Program]) {
-        let Some(btf) = &self.btf else { return };
+    ///
+    /// # Errors
+    /// Fails when libbpf cannot be told what was found.
+    pub fn look_for(&mut self, programs: &[Program]) -> Result<()> {
+        let Some(btf) = &self.btf else { return Ok(()) };
         let mut functions = Vec::new();
         let mut tracepoints = Vec::new();
         for program in programs {
@@ -70,7 +106,20 @@ impl Kernel {
         tracepoints.sort_unstable();
         tracepoints.dedup();
         let found = btf.find(&functions, &tracepoints);
-        self.found = found.into_iter().map(String::from).collect();
+        let ids: HashMap<String, u32> = programs
+            .iter()
+            .filter_map(|program| {
+                let id = match hook(&program.section) {
+                    Hook::Function(name) => found.functions.get(name),
+                    Hook::TypedTracepoint(name) => found.tracepoints.get(name),
+                    Hook::Other => None,
+                };
+                Some((program.section.clone(), *id?))
+            })
+            .collect();
+        self.found = ids.keys().cloned().collect();
+        // Ids of another kernel are nothing to attach by.
+        if self.runs { btf_attach::know(ids) } else { Ok(()) }
     }
 
     /// Why a program with this section name cannot be attached; `None` when it may.
@@ -86,7 +135,9 @@ impl Kernel {
             _ if self.btf.is_none() => {
                 return Some(format!("the kernel has no BTF to find {} in", name(wanted)));
             }
-            Hook::Function(name) | Hook::TypedTracepoint(name) => self.found.contains(name),
+            Hook::Function(name) | Hook::TypedTracepoint(name) => {
+                self.found.contains(section) || self.in_modules.contains(name)
+            }
         };
         (!found).then(|| format!("the kernel has no {}", name(wanted)))
     }
@@ -115,6 +166,10 @@ impl Kernel {
         // domain itself is looked for.
         if btf.struct_has("rcu_tasks_percpu", "rtp_exit_list") == Some(true) {
             return false;
+        }
+        if !self.runs {
+            // What the domain has for each CPU is a variable, which BTF describes.
+            return btf.has_variable("tasks_rcu_exit_srcu_srcu_data");
         }
         fs::read("/proc/kallsyms")
             .is_ok_and(|text| text.windows(SRCU.len()).any(|window| window == SRCU))
@@ -187,7 +242,8 @@ mod tests {
 
     #[test]
     fn a_kernel_without_btf_leaves_what_needs_none() {
-        let kernel = Kernel { btf: None, found: HashSet::new() };
+        let kernel =
+            Kernel { btf: None, found: HashSet::new(), runs: true, in_modules: HashSet::new() };
         let program =
             |name: &str, section: &str| Program { name: name.into(), section: section.into() };
         let programs = [program("a__fexit", "fexit/x"), program("a__raw", "raw_tp/y")];

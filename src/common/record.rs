@@ -4,6 +4,7 @@
 //! the arguments alone, without a kernel, so that help, schema and docs come from the same place
 //! as the output.
 
+use crate::pidns;
 use crate::time::TimeFormat;
 use crate::value::Format;
 use crate::value::Type;
@@ -156,7 +157,8 @@ impl Kind {
             (_, "ts") => Some(Source::Time),
             (_, "boot_ns") => Some(Source::BootNs),
             (Class::Event, name) => {
-                PROCESS.iter().find(|(_, field)| field.name == name).map(|(source, _)| *source)
+                let process = PROCESS.iter().chain(&HOST);
+                process.into_iter().find(|(_, field)| field.name == name).map(|(source, _)| *source)
             }
             _ => None,
         }
@@ -167,6 +169,9 @@ impl Kind {
         let mut all: Vec<(Source, Field)> = TIMES.to_vec();
         if self.class == Class::Event {
             all.extend(PROCESS.iter().cloned());
+            if pidns::own().is_some() {
+                all.extend(HOST.iter().cloned());
+            }
         }
         all.extend(self.fields.iter().cloned().enumerate().map(|(i, f)| (Source::Field(i), f)));
         all
@@ -196,6 +201,18 @@ pub enum Source {
     Cgroup,
     /// Container.
     Container,
+    /// Its id.
+    ContainerId,
+    /// Who made it.
+    Runtime,
+    /// Its pod.
+    Pod,
+    /// The systemd unit.
+    Unit,
+    /// Process id outside of the tool's PID namespace.
+    HostPid,
+    /// Thread id outside of it.
+    HostTid,
     /// The tool's own field of this index.
     Field(usize),
 }
@@ -211,7 +228,7 @@ pub static TIMES: [(Source, Field); 2] = [
 ];
 
 /// The process fields of every event.
-pub static PROCESS: [(Source, Field); 8] = [
+pub static PROCESS: [(Source, Field); 12] = [
     (Source::Pid, common("pid", Type::Uint, "Process id.")),
     (Source::Tid, common("tid", Type::Uint, "Thread id.")),
     (Source::Ppid, common("ppid", Type::Uint, "Process id of the parent.")),
@@ -231,10 +248,43 @@ pub static PROCESS: [(Source, Field); 8] = [
         common(
             "container",
             Type::String,
-            "Container of the process; null outside of one, or where it is not known.",
+            "Name of the container, or the first 12 digits of its id where no file tells the name; \
+             null outside of one.",
         ),
     ),
+    (
+        Source::ContainerId,
+        common("container_id", Type::String, "Id of the container, or its name if it has no id."),
+    ),
+    (
+        Source::Runtime,
+        common(
+            "runtime",
+            Type::String,
+            "docker, containerd, cri-o, podman, lxc or systemd-nspawn; null where that is not known.",
+        ),
+    ),
+    (
+        Source::Pod,
+        common(
+            "pod",
+            Type::String,
+            "Pod as NAMESPACE/NAME, or its uid where no file tells the name; null outside of one.",
+        ),
+    ),
+    (Source::Unit, common("unit", Type::String, "Innermost systemd unit that the cgroup is of.")),
 ];
+
+/// What events have in a PID namespace besides.
+pub static HOST: [(Source, Field); 2] = [
+    (Source::HostPid, common("host_pid", Type::Uint, "Process id outside of the PID namespace.")),
+    (Source::HostTid, common("host_tid", Type::Uint, "Thread id outside of the PID namespace.")),
+];
+
+/// Whether a field is there in a PID namespace only.
+pub fn is_of_host(source: Source) -> bool {
+    HOST.iter().any(|(of_host, _)| *of_host == source)
+}
 
 /// All kinds of records of a tool.
 #[derive(Clone, Debug)]

@@ -31,6 +31,9 @@ use libbpf_rs::skel::Skel as _;
 use libbpf_rs::skel::SkelBuilder as _;
 
 use crate::btf::KernelBtf;
+use crate::cgroup;
+use crate::cgroup_names;
+use crate::cgroup_names::CgroupNames;
 use crate::cli::Common;
 use crate::cli::add_common;
 use crate::error;
@@ -45,6 +48,7 @@ use crate::output::Output;
 use crate::output::complain;
 use crate::privileges;
 use crate::probe;
+use crate::probe::Hook;
 use crate::probe::Kernel;
 use crate::record::Records;
 use crate::saved;
@@ -90,6 +94,28 @@ pub fn run<T: Tool>(args: Vec<OsString>) -> u8 {
 
 fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
     let name = <T::Bpf as Bpf>::NAME;
+    let alias = complete::<T>(&mut args);
+    let matches = match command::<T>().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) => return refuse(&error),
+    };
+    let (tool, common) = read::<T>(&matches, alias)?;
+    let records = tool.records();
+    // Refuses unknown fields before anything is opened.
+    let output = Output::new(&records, &common.choice)?;
+    let lost = match &common.from {
+        Some(file) => Replay::new(name, &records, output)?.run(file)?,
+        None => {
+            let sink = Some((&records, output));
+            matches!(climb(&tool, &common, sink, &mut Vec::new())?, Climbed::Ran(true))
+        }
+    };
+    Ok(if lost && common.strict { error::LOST } else { error::OK })
+}
+
+/// Adds the words that an alias stands for, and the tool's name where there is none.
+fn complete<T: Tool>(args: &mut Vec<OsString>) -> Option<&'static Alias> {
+    let name = <T::Bpf as Bpf>::NAME;
     let called = args.first().and_then(|arg| crate::multi::basename(arg)).unwrap_or_default();
     let alias = T::ALIASES.iter().find(|alias| crate::multi::is_called(&called, alias.name));
     if let Some(alias) = alias {
@@ -98,24 +124,111 @@ fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
     if args.is_empty() {
         args.push(name.into());
     }
-    let matches = match command::<T>().try_get_matches_from(args) {
-        Ok(matches) => matches,
-        Err(error) => return refuse(&error),
-    };
-    let mut tool = T::from_arg_matches(&matches).map_err(|e| error::usage(first_line(&e)))?;
-    let mut common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
+    alias
+}
+
+fn read<T: Tool>(matches: &ArgMatches, alias: Option<&Alias>) -> Result<(T, Common)> {
+    let mut tool = T::from_arg_matches(matches).map_err(|e| error::usage(first_line(&e)))?;
+    let mut common = Common::from_matches(matches, T::REFUSED, T::TABLE)?;
     if common.from.is_some() {
-        only_shows::<T>(&matches, alias)?;
+        only_shows::<T>(matches, alias)?;
     }
     tool.check(&mut common)?;
-    let records = tool.records();
-    // Refuses unknown fields before anything is opened.
-    let output = Output::new(&records, &common.choice)?;
-    let lost = match &common.from {
-        Some(file) => Replay::new(name, &records, output)?.run(file)?,
-        None => climb(&tool, &common, &records, output)?,
-    };
-    Ok(if lost && common.strict { error::LOST } else { error::OK })
+    Ok((tool, common))
+}
+
+/// A way that cannot be taken, and why.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// The way's name.
+    pub way: &'static str,
+    /// Why not.
+    pub reason: String,
+}
+
+/// What came of hooking a tool in for a moment.
+pub struct Trial {
+    /// The way that it takes, with its optional programs settled; what is worth knowing about it.
+    /// The error is what the tool would say.
+    pub taken: Result<(Way, Vec<String>)>,
+    /// The ways that were to be tried before, and were refused.
+    pub refused: Vec<Refusal>,
+}
+
+/// Hooks a tool in as `run` would, and takes it out again at once.
+///
+/// # Errors
+/// Those of the command line.
+pub fn trial<T: Tool>(args: Vec<OsString>) -> Result<Trial> {
+    let (tool, common) = read_quietly::<T>(args)?;
+    let mut refused = Vec::new();
+    let taken = climb(&tool, &common, None, &mut refused).and_then(|climbed| match climbed {
+        Climbed::Tried(way, remarks) => Ok((way, remarks)),
+        Climbed::Ran(_) => anyhow::bail!("it ran instead of being tried"),
+    });
+    Ok(Trial { taken, refused })
+}
+
+/// Whether a tool could be tried with these arguments.
+///
+/// # Errors
+/// Those of the command line.
+pub fn check<T: Tool>(args: Vec<OsString>) -> Result<()> {
+    read_quietly::<T>(args).map(drop)
+}
+
+/// The ways that a tool could take on a kernel that does not run here, best first, with what their
+/// programs attach to; and those that it could not.
+///
+/// # Errors
+/// Those of the command line.
+pub fn judge<T: Tool>(args: Vec<OsString>, kernel: &mut Kernel) -> Result<Judgement> {
+    let (tool, _) = read_quietly::<T>(args)?;
+    let mut storage = MaybeUninit::uninit();
+    let open = builder::<T>(None)?.open(&mut storage).context("opening the object")?;
+    let programs = probe::programs(open.open_object());
+    let (ways, refused) = possible(&tool, &programs, kernel)?;
+    Ok(Judgement { ways, refused, programs })
+}
+
+/// See [`judge`].
+pub struct Judgement {
+    /// What is left.
+    pub ways: Vec<Way>,
+    /// What is not.
+    pub refused: Vec<Refusal>,
+    /// All programs of the tool.
+    pub programs: Vec<probe::Program>,
+}
+
+fn read_quietly<T: Tool>(mut args: Vec<OsString>) -> Result<(T, Common)> {
+    let alias = complete::<T>(&mut args);
+    let matches = command::<T>()
+        .try_get_matches_from(args)
+        .map_err(|error| error::usage(first_line(&error)))?;
+    let (tool, common) = read::<T>(&matches, alias)?;
+    if !common.command.is_empty() || common.from.is_some() {
+        return Err(error::usage("a tool that is only tried runs no command and reads no file"));
+    }
+    Ok((tool, common))
+}
+
+/// The ways that can be tried on this kernel, in their order, and the others.
+fn possible<T: Tool>(
+    tool: &T,
+    programs: &[probe::Program],
+    kernel: &mut Kernel,
+) -> Result<(Vec<Way>, Vec<Refusal>)> {
+    kernel.look_for(programs)?;
+    let mut ways = Vec::new();
+    let mut refused = Vec::new();
+    for way in probe::order(tool.ways(), programs, kernel) {
+        match probe::settle(&way, programs, kernel) {
+            Ok(way) => ways.push(way),
+            Err(reason) => refused.push(Refusal { way: way.name, reason }),
+        }
+    }
+    Ok((ways, refused))
 }
 
 /// The JSON Schema of what the tool writes under these options.
@@ -161,7 +274,7 @@ fn only_shows<T: Tool>(matches: &ArgMatches, alias: Option<&Alias>) -> Result<()
 }
 
 /// Help and version go to stdout; anything else is one sentence.
-fn refuse(error: &clap::Error) -> Result<u8> {
+pub(crate) fn refuse(error: &clap::Error) -> Result<u8> {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             // Nobody to tell when the reader has gone.
@@ -205,14 +318,30 @@ fn take_warnings() -> Vec<String> {
 
 /// What one try of a way came to.
 enum Attempt {
-    /// The tool ran to its end; whether events were lost.
-    Ran(bool),
+    /// It could be taken.
+    Taken(Climbed),
     /// This kernel does not take this way, and why.
     Refused(String),
 }
 
+/// What became of a tool whose way was found.
+enum Climbed {
+    /// It ran to its end; whether events were lost.
+    Ran(bool),
+    /// It was hooked in and taken out again; what is worth knowing about that.
+    Tried(Way, Vec<String>),
+}
+
+/// Where the tool's records go; nowhere when it is only tried.
+type Sink<'a> = Option<(&'a Records, Output)>;
+
 /// Tries the ways, best first, until one runs.
-fn climb<T: Tool>(tool: &T, common: &Common, records: &Records, output: Output) -> Result<bool> {
+fn climb<T: Tool>(
+    tool: &T,
+    common: &Common,
+    mut sink: Sink<'_>,
+    refused: &mut Vec<Refusal>,
+) -> Result<Climbed> {
     let name = <T::Bpf as Bpf>::NAME;
     VERBOSE.store(common.verbose, Ordering::Relaxed);
     let level = if common.verbose { PrintLevel::Debug } else { PrintLevel::Warn };
@@ -220,50 +349,55 @@ fn climb<T: Tool>(tool: &T, common: &Common, records: &Records, output: Output) 
     if let Some(sentence) = privileges::obstacle(common.btf.as_deref()) {
         return Err(unsupported(sentence));
     }
+    let say = |refusal: &Refusal| {
+        if common.verbose {
+            complain(name, &format!("way {} is not possible: {}", refusal.way, refusal.reason));
+        }
+    };
 
     let mut kernel = Kernel::look();
-    let (programs, types) = {
+    let (ways, types) = {
         let mut storage = MaybeUninit::uninit();
         let open = builder::<T>(None)?.open(&mut storage).context("opening the object")?;
         let own = common.btf.as_deref().map(KernelBtf::read).transpose().context("--btf")?;
         let types = globals::object_btf(open.open_object())
             .and_then(|object| kernel.subset(own.as_ref(), &object));
-        (probe::programs(open.open_object()), types)
+        let programs = probe::programs(open.open_object());
+        let (ways, impossible) = possible(tool, &programs, &mut kernel)?;
+        impossible.iter().for_each(say);
+        refused.extend(impossible);
+        (ways, types)
     };
-    let mut output = Some(output);
-    let mut refusals: Vec<String> = Vec::new();
-    kernel.look_for(&programs);
-    let mut ways: Vec<Way> = Vec::new();
-    for way in probe::order(tool.ways(), &programs, &kernel) {
-        match probe::settle(&way, &programs, &kernel) {
-            Ok(way) => ways.push(way),
-            Err(reason) => {
-                if common.verbose {
-                    complain(name, &format!("way {} is not possible: {reason}", way.name));
-                }
-                refusals.push(format!("{}: {reason}", way.name));
-            }
-        }
-    }
     // Megabytes that are not needed any more.
     drop(kernel);
+    // Before Linux 5.11, what is loaded and attached counts against it.
+    privileges::raise_locked_memory();
     for way in ways {
-        match attempt(tool, common, records, &way, types.as_ref(), &mut output)? {
-            Attempt::Ran(lost) => return Ok(lost),
+        match attempt(tool, common, &way, types.as_ref(), &mut sink)? {
+            Attempt::Taken(climbed) => return Ok(climbed),
             Attempt::Refused(reason) => {
-                if common.verbose {
-                    complain(name, &format!("way {} is not possible: {reason}", way.name));
-                }
-                refusals.push(format!("{}: {reason}", way.name));
+                let refusal = Refusal { way: way.name, reason };
+                say(&refusal);
+                refused.push(refusal);
             }
         }
     }
-    let all = refusals.join("; ");
+    let all = refusals_in_words(refused);
     let hint = privileges::hint(&all).map(|hint| format!(" ({hint})")).unwrap_or_default();
     if all.contains("Cannot allocate memory") {
         anyhow::bail!("{all}");
     }
     Err(unsupported(format!("this kernel does not let it hook in: {all}{hint}")))
+}
+
+/// Why no way is left; ways that were refused alike stand together.
+pub fn refusals_in_words(refused: &[Refusal]) -> String {
+    let alike = refused.chunk_by(|a, b| a.reason == b.reason);
+    let sentences = alike.map(|group| {
+        let ways: Vec<&str> = group.iter().map(|refusal| refusal.way).collect();
+        format!("{}: {}", ways.join(", "), group[0].reason)
+    });
+    sentences.collect::<Vec<_>>().join("; ")
 }
 
 /// A builder whose object finds kernel types in this file.
@@ -279,16 +413,18 @@ fn builder<T: Tool>(types: Option<&OwnedFd>) -> Result<<T::Bpf as Bpf>::Builder>
 fn attempt<T: Tool>(
     tool: &T,
     common: &Common,
-    records: &Records,
     way: &Way,
     types: Option<&OwnedFd>,
-    output: &mut Option<Output>,
+    sink: &mut Sink<'_>,
 ) -> Result<Attempt> {
     let name = <T::Bpf as Bpf>::NAME;
     take_warnings();
     let mut storage = MaybeUninit::uninit();
     let mut open = builder::<T>(types)?.open(&mut storage).context("opening the object")?;
-    let _models = prepare(open.open_object_mut(), common, way)?;
+    // Ids of cgroups are named, or containers looked for.
+    let watch = cgroup::mount().is_some()
+        && (!common.container.is_empty() || sink.as_ref().is_some_and(|(_, output)| output.names_cgroups()));
+    let _models = prepare(open.open_object_mut(), common, way, watch)?;
     let state_offset = ReaderState::offset(open.open_object())?;
     tool.configure(&mut open, way)?;
     let skel = match open.load() {
@@ -296,40 +432,59 @@ fn attempt<T: Tool>(
         Err(error) => return Ok(Attempt::Refused(explain(&format!("{error:#}")))),
     };
     let object = skel.object();
-    let (attached, way, held) = match attach(name, object, common, way)? {
+    let Hooked { attached, way, held, cgroups, remarks } = match attach(object, common, way, watch)?
+    {
         Ok(done) => done,
         Err(reason) => return Ok(Attempt::Refused(reason)),
     };
+    let Some((records, mut output)) = sink.take() else {
+        return Ok(Attempt::Taken(Climbed::Tried(way, remarks)));
+    };
+    for remark in &remarks {
+        complain(name, remark);
+    }
     if common.verbose {
         let optional = way.optional.join(" ");
         let more = if optional.is_empty() { String::new() } else { format!(" {optional}") };
         complain(name, &format!("way {}: {}{more}", way.name, way.programs.join(" ")));
     }
     let reader_state = state_offset.map(|offset| ReaderState::of(object, offset)).transpose()?;
+    for text in cgroups.unmatched() {
+        complain(name, &format!("there is no container '{text}' yet: waiting for it"));
+    }
+    output.cgroups = cgroups;
     let mut session = Session::new(Start {
         name,
         common,
         way: &way,
         object,
-        output: output.take().context("the output was already taken")?,
+        output,
         waiter: Waiter::new()?,
         attached,
         reader_state,
     });
     session.ready(records, held)?;
     tool.run(&skel, &mut session)?;
-    Ok(Attempt::Ran(session.finish()?))
+    Ok(Attempt::Taken(Climbed::Ran(session.finish()?)))
 }
 
 /// What is common to all tools between open and load. The maps that are returned must stay open
 /// until the load.
-fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapHandle>> {
+fn prepare(
+    open: &mut OpenObject,
+    common: &Common,
+    way: &Way,
+    watch: bool,
+) -> Result<Vec<MapHandle>> {
     let tree = filter::filters_tree(common);
+    let cgroups = cgroup_programs(common, watch);
     for mut program in open.progs_mut() {
         let name = program.name().to_string_lossy().into_owned();
         let name = name.as_str();
         let wanted = if filter::TREE_PROGRAMS.contains(&name) {
             tree
+        } else if cgroup_names::PROGRAMS.contains(&name) {
+            cgroups.contains(&name)
         } else {
             way.programs.contains(&name) || way.optional.contains(&name)
         };
@@ -344,6 +499,9 @@ fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapH
         if let Some((_, of_way)) = name.split_once("__") {
             map.set_autocreate(of_way == way.name)?;
         }
+        if cgroup_names::MAPS.contains(&name.as_str()) {
+            map.set_autocreate(watch)?;
+        }
         if name == "events" {
             map.set_max_entries(u32::try_from(buffer)?)?;
         }
@@ -357,23 +515,41 @@ fn prepare(open: &mut OpenObject, common: &Common, way: &Way) -> Result<Vec<MapH
     filter::configure(open, common)
 }
 
-type Hooked = (Vec<Attached>, Way, Option<Held>);
+/// Programs that tell of cgroups, as far as they are needed.
+fn cgroup_programs(common: &Common, watch: bool) -> &'static [&'static str] {
+    match (watch, common.container.is_empty()) {
+        (false, _) => &[],
+        (true, true) => &cgroup_names::PROGRAMS[..2],
+        (true, false) => &cgroup_names::PROGRAMS,
+    }
+}
+
+/// A way that has been taken.
+struct Hooked {
+    attached: Vec<Attached>,
+    way: Way,
+    held: Option<Held>,
+    cgroups: CgroupNames,
+    /// What the user should know about it.
+    remarks: Vec<String>,
+}
 
 /// Attaches the way's programs in its order. The inner error is why this kernel does not take it.
 fn attach(
-    tool: &str,
     object: &Object,
     common: &Common,
     way: &Way,
+    watch: bool,
 ) -> Result<Result<Hooked, String>> {
     filter::fill(object, common)?;
-    let one = |name: &'static str| -> Result<Attached, String> {
+    let mut remarks = Vec::new();
+    let mut one = |name: &'static str| -> Result<Attached, String> {
         let program = object
             .progs_mut()
             .find(|program| program.name() == name)
             .ok_or_else(|| format!("there is no program {name}"))?;
         let is_kprobe = program.section().to_string_lossy().starts_with('k');
-        let (link, return_probe) = hook_in(&program, tool)?;
+        let (link, return_probe) = hook_in(&program, &mut remarks)?;
         let program = program.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
         Ok(Attached { name, link, return_probe, program, is_kprobe })
     };
@@ -390,6 +566,14 @@ fn attach(
             filter::plant_tree(object, root)?;
         }
     }
+    for name in cgroup_programs(common, watch) {
+        match one(name) {
+            Ok(hooked) => attached.push(hooked),
+            Err(reason) => return Ok(Err(reason)),
+        }
+    }
+    let cgroups =
+        if watch { CgroupNames::watch(object, &common.container)? } else { CgroupNames::default() };
     for name in &way.programs {
         match one(name) {
             Ok(hooked) => attached.push(hooked),
@@ -409,33 +593,41 @@ fn attach(
     }
     if !common.command.is_empty() {
         let command = sys::hold_command(&common.command)?;
-        if filter::filters_tree(common) {
+        // With --tree another process is meant.
+        if filter::filters_tree(common) && common.tree.is_none() {
             filter::plant_tree(object, command.pid)?;
         }
         held = Some(command);
     }
-    Ok(Ok((attached, Way { optional, ..way.clone() }, held)))
+    let way = Way { optional, ..way.clone() };
+    Ok(Ok(Hooked { attached, way, held, cgroups, remarks }))
 }
 
 /// Attaches a program; a return probe with room for many calls at once where that is possible.
-fn hook_in(program: &ProgramMut<'_>, tool: &str) -> Result<(Link, Option<ReturnProbe>), String> {
-    let narrow = match kretprobe::function(program.section()) {
-        None => None,
-        Some(function) => match ReturnProbe::attach(program, function) {
+fn hook_in(
+    program: &ProgramMut<'_>,
+    remarks: &mut Vec<String>,
+) -> Result<(Link, Option<ReturnProbe>), String> {
+    let mut remark = None;
+    if let Some(function) = kretprobe::function(program.section()) {
+        match ReturnProbe::attach(program, function) {
             Ok((link, probe)) => return Ok((link, Some(probe))),
-            Err(error) => Some((function, error)),
-        },
-    };
-    let link = program.attach().map_err(|error| explain(&format!("{error:#}")))?;
-    if let Some((function, error)) = narrow {
-        complain(
-            tool,
-            &format!(
-                "tracefs: {error:#}: when many calls of {function} are under way at once, some \
-                 are missed"
-            ),
-        );
+            Err(error) => {
+                remark = Some(format!(
+                    "tracefs: {error:#}: when many calls of {function} are under way at once, \
+                     some are missed"
+                ));
+            }
+        }
     }
+    let section = program.section().to_string_lossy();
+    let link = match probe::hook(&section) {
+        // Their sections have handlers of our own, which do not attach.
+        Hook::Function(_) | Hook::TypedTracepoint(_) => program.attach_trace(),
+        Hook::Other => program.attach(),
+    };
+    let link = link.map_err(|error| explain(&format!("{error:#}")))?;
+    remarks.extend(remark);
     Ok((link, None))
 }
 

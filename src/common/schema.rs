@@ -10,9 +10,11 @@ use crate::docs::unit;
 use crate::output::Output;
 use crate::record::Class;
 use crate::record::Field;
+use crate::record::HOST;
 use crate::record::Kind;
 use crate::record::Records;
 use crate::record::Source;
+use crate::record::is_of_host;
 use crate::value::Type;
 
 /// A record: its properties, and which of them are always there.
@@ -204,8 +206,14 @@ fn record(kind: &Kind, shown: &[&str], several: bool) -> Json {
         object = object.with("report", count());
     }
     for (source, field) in kind.all_fields() {
-        if shown.contains(&field.name) {
+        if shown.contains(&field.name) && !is_of_host(source) {
             object = object.with_field(source, &field);
+        }
+    }
+    if kind.class == Class::Event {
+        for (_, field) in &HOST {
+            let schema = described(value(field.ty), field.doc);
+            object = object.may_have(field.name, schema);
         }
     }
     object.schema(&title)

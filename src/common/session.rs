@@ -175,6 +175,9 @@ impl<'a> Session<'a> {
 
     /// Everything is attached: says so, and lets the command of `-- COMMAND` start.
     pub(crate) fn ready(&mut self, records: &Records, held: Option<Held>) -> Result<()> {
+        if let Some(ring) = self.output.cgroups.news() {
+            self.waiter.watch_cgroups(ring)?;
+        }
         self.output.clock.restart();
         self.started = Instant::now();
         let programs: Vec<String> = self
@@ -322,6 +325,7 @@ impl<'a> Session<'a> {
         };
 
         loop {
+            let undecided = output.borrow_mut().cgroups.catch_up()?;
             let drained = drain()?;
             output.borrow_mut().flush()?;
             if output.borrow().reader() == Reader::Gone {
@@ -357,7 +361,7 @@ impl<'a> Session<'a> {
                 break;
             }
 
-            let due = [deadline, next_act].into_iter().flatten().min();
+            let due = [deadline, next_act, undecided].into_iter().flatten().min();
             let until = if ring.is_none() {
                 due
             } else if drained == DRAIN {

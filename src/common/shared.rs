@@ -12,6 +12,8 @@ mod generated {
 
 pub use generated::types::block_flag as BlockFlag;
 pub use generated::types::block_op as BlockOp;
+pub use generated::types::cgroup_news as CgroupNews;
+pub use generated::types::cgroup_what as CgroupWhat;
 pub use generated::types::event_head as EventHead;
 pub use generated::types::filter_key as FilterKey;
 pub use generated::types::filter_kind as FilterKind;

@@ -35,6 +35,8 @@ use nix::unistd::ForkResult;
 use nix::unistd::Uid;
 use nix::unistd::pipe2;
 
+use crate::privileges;
+
 /// The first signal that asked the tool to end; 0 = none.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// The eventfd that the handler writes to.
@@ -255,6 +257,7 @@ pub fn hold_command(command: &[OsString]) -> Result<Held> {
     let (wait, go) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
     let (failed, fail) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
     let sudo = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    let memory = privileges::first_locked_memory();
     let caller = sudo("SUDO_UID").zip(sudo("SUDO_GID")).filter(|_| Uid::effective().is_root());
 
     // SAFETY: the process has one thread, and the child calls only async-signal-safe functions.
@@ -272,6 +275,11 @@ pub fn hold_command(command: &[OsString]) -> Result<Held> {
             libc::dup2(2, 1);
             for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE] {
                 libc::signal(signal, libc::SIG_DFL);
+            }
+            // What we need of it is not for the command.
+            if let Some((soft, hard)) = memory {
+                let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+                libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit);
             }
             let allowed = caller.is_none_or(|(uid, gid)| {
                 libc::setgroups(0, std::ptr::null()) == 0

@@ -44,6 +44,11 @@ pub fn is_usable() -> bool {
     io::stdout().is_terminal() && !dumb && in_foreground(libc::STDOUT_FILENO)
 }
 
+/// Whether keys may be read: in the background that would stop this process.
+pub fn may_read_keys() -> bool {
+    in_foreground(libc::STDIN_FILENO)
+}
+
 /// Async-signal-safe.
 fn in_foreground(fd: libc::c_int) -> bool {
     // SAFETY: both only ask.
@@ -54,6 +59,10 @@ fn in_foreground(fd: libc::c_int) -> bool {
 /// write only.
 pub fn restore() {
     if let Some(found) = FOUND.get().filter(|_| CHANGED.swap(false, Ordering::SeqCst)) {
+        // In the background the terminal is somebody else's, and asking would stop this process.
+        if !in_foreground(libc::STDIN_FILENO) {
+            return;
+        }
         // SAFETY: `found` was filled by tcgetattr and is never changed; a failed write is nothing
         // that could be mended here.
         unsafe {
@@ -140,6 +149,16 @@ impl Screen {
     /// Whether there is a keyboard to watch.
     pub fn has_keys(&self) -> bool {
         self.keys
+    }
+
+    /// Whether the terminal is ours at the moment: not while a shell has put this process into the
+    /// background. When it is again, keys come as before.
+    pub fn is_shown(&self) -> bool {
+        let shown = in_foreground(libc::STDOUT_FILENO);
+        if shown && self.keys && !CHANGED.load(Ordering::SeqCst) {
+            change();
+        }
+        shown
     }
 
     /// Lines of the terminal; 24 where it does not tell.

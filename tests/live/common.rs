@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::BufRead as _;
 use std::io::BufReader;
 use std::io::Read as _;
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Child;
@@ -49,6 +50,8 @@ pub const CASES: &[Case] = &[
     Case::new("a second signal ends a stuck tool", second_signal),
     Case::new("duration and limit end a tool", duration_and_limit),
     Case::new("a full disk is an error", full_disk),
+    Case::new("saved events look as they did live", saved),
+    Case::new("filters on fields", field_filters),
     Case::new("no capabilities, no kernel types", cannot_run),
     Case::new("no tracefs", no_tracefs),
     Case::new("what comes after ready is seen", ready_promise),
@@ -225,6 +228,75 @@ fn duration_and_limit() -> Outcome {
         (finished.of("event").count(), finished.end()["reason"].as_str()),
         (3, Some("limit"))
     );
+    Outcome::Passed
+}
+
+/// Two instances see the same: what the one saves is shown as the other has shown it live.
+fn saved() -> Outcome {
+    const WORK: &str = "read go; ls /tmp >/dev/null; cat /no/such/file; printf 'a\\033[2Jb' >/dev/null; \
+                        cat \"$1\"; : 3<>/dev/tcp/127.0.0.1/9; exit 0";
+    for tool in ["execsnoop", "opensnoop", "tcpconnect"] {
+        let odd = scratch("saved").join("a\x1b\nb\\");
+        let mut work = Command::new("bash");
+        work.args(["-c", WORK, "bash"]).arg(&odd).stdin(Stdio::piped());
+        let mut work = work.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("bash");
+        let tree = work.id().to_string();
+        let json = start(tool, &["--tree", &tree]);
+        let mut text = command(tool, &["--tree", &tree])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("spawn");
+        let mut stdout = BufReader::new(text.stdout.take().expect("piped"));
+        let mut live = String::new();
+        // The header: it is attached.
+        stdout.read_line(&mut live).expect("a header");
+        work.stdin.take().expect("piped").write_all(b"go\n").expect("write");
+        work.wait().expect("wait");
+        kill(Pid::from_raw(i32::try_from(text.id()).expect("pid")), Signal::SIGINT).expect("kill");
+        stdout.read_to_string(&mut live).expect("UTF-8");
+        assert!(wait(text).status.success());
+        let finished = json.stop();
+        finished.assert_clean();
+        assert!(finished.of("event").count() > 0, "{tool} saw nothing");
+
+        let lines: String = finished.records.iter().map(|record| format!("{record}\n")).collect();
+        let file = scratch("saved").join("lines");
+        fs::write(&file, &lines).expect("write");
+        let again = command(tool, &["--from"]).arg(&file).output().expect("run");
+        assert!(again.status.success() && again.stderr.is_empty(), "{again:?}");
+        assert_eq!(String::from_utf8_lossy(&again.stdout), live, "{tool}");
+        // And as JSON it is what it was, to the last field.
+        let mut again = command(tool, &["--output", "json", "--from"]);
+        let again = start_command(std::mem::replace(again.arg(&file), Command::new("true")));
+        assert_eq!(again.finish().records, finished.records, "{tool}");
+    }
+    Outcome::Passed
+}
+
+/// What `--filter` leaves out is counted, and the limit counts what is shown.
+fn field_filters() -> Outcome {
+    let directory = scratch("filter");
+    let tid = gettid().to_string();
+    let missing = "error = ENOENT";
+    let mine = format!("path ~ ^{}", directory.display());
+    let args = ["--tid", &tid, "--filter", missing, "--filter", &mine, "--limit", "2"];
+    let tool = start("opensnoop", &args);
+    let there = directory.join("there");
+    File::create(&there).expect("create");
+    for _ in 0..3 {
+        File::open(&there).expect("open");
+        let _ = File::open(directory.join("missing"));
+    }
+    let finished = tool.finish();
+    finished.assert_clean();
+    let shown: Vec<&str> =
+        finished.of("event").map(|event| event["path"].as_str().expect("path")).collect();
+    assert_eq!(shown, [directory.join("missing").to_str().expect("UTF-8"); 2]);
+    let end = finished.end();
+    assert_eq!((end["reason"].as_str(), end["events"].as_u64()), (Some("limit"), Some(2)));
+    // The creation, and two opens before the second one that failed.
+    assert!(end["filtered"].as_u64().expect("a number") >= 3, "{end}");
     Outcome::Passed
 }
 

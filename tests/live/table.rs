@@ -53,15 +53,15 @@ pub const CASES: &[Case] = &[
 /// The tools of this file, for a process that runs as one.
 pub static TOOLS: &[Entry] = &[Entry::of::<Args>()];
 
-// Any tool's kernel side would do: this one loads everywhere as it is.
-bpf!("opensnoop");
+// Any tool's kernel side would do: this one loads everywhere, and has little to do.
+bpf!("biolatency");
 
 /// A kernel side under another name.
 pub struct Kernel;
 
 impl bpfscope::tool::Bpf for Kernel {
     const NAME: &'static str = "tabletest";
-    type Builder = bpf::OpensnoopSkelBuilder;
+    type Builder = bpf::BiolatencySkelBuilder;
 }
 
 /// Show rows that are made up
@@ -96,13 +96,7 @@ impl Tool for Args {
     });
 
     fn ways(&self) -> Vec<Way> {
-        vec![Way::new("rawtp", &["open_exit__rawtp"])]
-    }
-
-    fn check(&mut self, common: &mut Common) -> Result<()> {
-        // Its events are not read, so there are to be none.
-        common.pid.push(u32::MAX);
-        Ok(())
+        vec![Way::new("rawtp", &["complete__rawtp", "issue__rawtp"])]
     }
 
     fn records(&self) -> Records {

@@ -262,7 +262,8 @@ fn nothing_else_names_a_tool() {
     for path in shared {
         let text = fs::read_to_string(&path).expect("text");
         for (number, line) in text.lines().enumerate() {
-            let comment = line.trim_start().starts_with(['/', '*']);
+            // A section of Cargo's own, [profile.dev], is no tool.
+            let comment = line.trim_start().starts_with(['/', '*', '[']);
             for tool in &tools {
                 let named = line
                     .split(|c: char| !c.is_alphanumeric() && c != '_')

@@ -6,13 +6,16 @@
 #include "block.h"
 #include "events.h"
 #include "filter.h"
+#include "stack.h"
 
 EXPORT_STRUCT(cgroup_news);
 EXPORT_STRUCT(event_head);
 EXPORT_STRUCT(loss);
 EXPORT_STRUCT(filter_key);
+EXPORT_STRUCT(stack_key);
 enum block_flag export_block_flag;
 enum block_op export_block_op;
 enum cgroup_what export_cgroup_what;
 enum filter_kind export_filter_kind;
 enum reader_state export_reader_state;
+enum stack_id export_stack_id;

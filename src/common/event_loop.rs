@@ -34,6 +34,7 @@ const CHILD: u64 = 3;
 const SCREEN: u64 = 4;
 const KEYS: u64 = 5;
 const CGROUPS: u64 = 6;
+const ASIDE: u64 = 7;
 
 /// How long a reader that is fed pauses between two looks; also the longest that an event waits.
 pub const PAUSE: Duration = Duration::from_millis(100);
@@ -49,6 +50,8 @@ pub enum Wake {
     ReaderGone,
     /// The command of `--run` has ended.
     ChildEnded,
+    /// What goes on beside the events wants attention: [`crate::aside`].
+    Aside,
     /// The screen has to be drawn anew.
     Redraw,
     /// The user has pressed `q`.
@@ -107,6 +110,17 @@ impl Waiter {
         self.epoll.add(pidfd, event).context("epoll_ctl on process")
     }
 
+    /// Watches a descriptor of [`crate::aside`]; one that is watched already stays so.
+    ///
+    /// # Errors
+    /// Fails when it cannot be watched.
+    pub fn watch_aside(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        match self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, ASIDE)) {
+            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Err(error) => Err(error).context("epoll_ctl"),
+        }
+    }
+
     /// Watches the terminal: its size and its keys.
     ///
     /// # Errors
@@ -156,7 +170,7 @@ impl Waiter {
                     EpollTimeout::from(u16::try_from(ms).unwrap_or(60_000))
                 }
             };
-            let mut events = [EpollEvent::empty(); 8];
+            let mut events = [EpollEvent::empty(); 16];
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 // The handler has made the signal descriptor readable.
@@ -179,6 +193,9 @@ impl Waiter {
             }
             if has(SCREEN) {
                 return Ok(Wake::Redraw);
+            }
+            if has(ASIDE) {
+                return Ok(Wake::Aside);
             }
             if has(EVENTS) || has(CGROUPS) || until.is_some_and(|until| until <= Instant::now()) {
                 return Ok(Wake::Look);

@@ -137,8 +137,8 @@ fn abandoned<'a>(
 }
 
 /// A probe's last number in `kprobe_profile`: its name, hits, misses.
-fn missed(profile: &str, name: &str) -> Option<u64> {
-    profile.lines().find_map(|line| {
+fn missed(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
         let mut words = line.split_whitespace();
         (words.next()? == name).then(|| words.nth(1)?.parse().ok())?
     })
@@ -158,7 +158,7 @@ mod tests {
     fn the_kernel_s_files_are_read() {
         let list = "r4096:bpfscope/p7_1_0 vfs_read\nr:other/p7_1_0 x\np:bpfscope/p8_1_0 y\n";
         assert_eq!(abandoned(list, |pid| pid == "8").collect::<Vec<_>>(), ["p7_1_0"]);
-        let profile = "  p7_1_0                   12               3\n";
-        assert_eq!((missed(profile, "p7_1_0"), missed(profile, "p7")), (Some(3), None));
+        let text = "  p7_1_0                   12               3\n";
+        assert_eq!((missed(text, "p7_1_0"), missed(text, "p7")), (Some(3), None));
     }
 }

@@ -2,6 +2,7 @@
 
 //! The library that every bpfscope tool stands on. `docs/architecture.md` is the map.
 
+pub mod aside;
 pub mod block;
 pub mod btf;
 pub mod btf_attach;
@@ -13,6 +14,7 @@ pub mod cli;
 pub mod completions;
 pub mod condition;
 pub mod container;
+pub mod cpus;
 pub mod disks;
 pub mod docs;
 pub mod doctor;
@@ -20,6 +22,8 @@ pub mod error;
 pub mod escape;
 pub mod event_loop;
 pub mod filter;
+#[cfg(feature = "flame-graph")]
+pub mod flame_graph;
 pub mod globals;
 pub mod histogram;
 pub mod hooks;
@@ -31,9 +35,12 @@ pub mod multi;
 pub mod names;
 pub mod net;
 pub mod output;
-pub mod pidns;
 #[cfg(feature = "kernel-packages")]
 pub mod package;
+pub mod perf;
+pub mod pidns;
+#[cfg(feature = "pprof")]
+pub mod pprof;
 pub mod prelude;
 pub mod prerequisites;
 pub mod privileges;
@@ -44,6 +51,7 @@ mod saved;
 pub mod schema;
 pub mod session;
 pub mod shared;
+pub mod stacks;
 pub mod swap;
 pub mod symbols;
 pub mod sys;
@@ -51,6 +59,7 @@ pub mod table;
 pub mod terminal;
 pub mod time;
 pub mod tool;
+pub mod uprobe;
 pub mod value;
 
 pub use runner::main;

@@ -274,6 +274,7 @@ pub struct Output {
     pub full: bool,
     report: u64,
     reader: Reader,
+    fields_chosen: bool,
     /// The rows of the current report, where they are sorted before they are shown.
     table: Option<Report>,
     /// The terminal, while one table is drawn over another.
@@ -325,6 +326,7 @@ impl Output {
             full: false,
             report: 0,
             reader: Reader::There,
+            fields_chosen: choice.fields.is_some(),
             table,
             screen: None,
             notice: None,
@@ -492,6 +494,19 @@ impl Output {
     ) {
         let who = if process.is_empty() { Who::Nobody } else { Who::Saved(process) };
         self.record(kind, boot_ns, who, values);
+    }
+
+    /// Shows one entry of a report that is not a line of a table: as text what `text` writes,
+    /// unless the user asked for certain fields.
+    pub fn entry(&mut self, kind: usize, values: &[Value<'_>], text: impl FnOnce(&mut Vec<u8>)) {
+        if self.form != Form::Columns || self.fields_chosen {
+            self.row(kind, values);
+            return;
+        }
+        let now = self.clock.now();
+        if self.passes(kind, Some(now), Who::Nobody, values) && self.take() {
+            text(&mut self.buffer);
+        }
     }
 
     fn record(

@@ -8,6 +8,8 @@ pub use anyhow::Context as _;
 pub use anyhow::Result;
 pub use libbpf_rs::MapCore as _;
 
+pub use crate::aside::Aside;
+pub use crate::aside::Asides;
 pub use crate::bpf;
 pub use crate::cli::Common;
 pub use crate::error::unsupported;

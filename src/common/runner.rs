@@ -30,6 +30,7 @@ use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::Skel as _;
 use libbpf_rs::skel::SkelBuilder as _;
 
+use crate::aside::Asides;
 use crate::btf::KernelBtf;
 use crate::cgroup;
 use crate::cgroup_names;
@@ -423,7 +424,8 @@ fn attempt<T: Tool>(
     let mut open = builder::<T>(types)?.open(&mut storage).context("opening the object")?;
     // Ids of cgroups are named, or containers looked for.
     let watch = cgroup::mount().is_some()
-        && (!common.container.is_empty() || sink.as_ref().is_some_and(|(_, output)| output.names_cgroups()));
+        && (!common.container.is_empty()
+            || sink.as_ref().is_some_and(|(_, output)| output.names_cgroups()));
     let _models = prepare(open.open_object_mut(), common, way, watch)?;
     let state_offset = ReaderState::offset(open.open_object())?;
     tool.configure(&mut open, way)?;
@@ -437,6 +439,10 @@ fn attempt<T: Tool>(
         Ok(done) => done,
         Err(reason) => return Ok(Attempt::Refused(reason)),
     };
+    let mut asides = Asides::default();
+    if let Err(error) = tool.attach(&skel, common, &mut asides) {
+        return Ok(Attempt::Refused(format!("{error:#}")));
+    }
     let Some((records, mut output)) = sink.take() else {
         return Ok(Attempt::Taken(Climbed::Tried(way, remarks)));
     };
@@ -444,9 +450,8 @@ fn attempt<T: Tool>(
         complain(name, remark);
     }
     if common.verbose {
-        let optional = way.optional.join(" ");
-        let more = if optional.is_empty() { String::new() } else { format!(" {optional}") };
-        complain(name, &format!("way {}: {}{more}", way.name, way.programs.join(" ")));
+        let programs = [&way.programs[..], &way.by_hand, &way.optional].concat();
+        complain(name, &format!("way {}: {}", way.name, programs.join(" ")));
     }
     let reader_state = state_offset.map(|offset| ReaderState::of(object, offset)).transpose()?;
     for text in cgroups.unmatched() {
@@ -461,6 +466,7 @@ fn attempt<T: Tool>(
         output,
         waiter: Waiter::new()?,
         attached,
+        asides,
         reader_state,
     });
     session.ready(records, held)?;
@@ -486,7 +492,7 @@ fn prepare(
         } else if cgroup_names::PROGRAMS.contains(&name) {
             cgroups.contains(&name)
         } else {
-            way.programs.contains(&name) || way.optional.contains(&name)
+            [&way.programs, &way.by_hand, &way.optional].iter().any(|of| of.contains(&name))
         };
         program.set_autoload(wanted);
     }

@@ -223,6 +223,7 @@ fn frame(json: &Json) -> Option<Frame> {
         addr: json.get("addr")?.as_str()?.parse().ok()?,
         sym: text("sym")?,
         off: json.get("off")?.as_u64()?,
+        module_off: None,
         module: text("module")?,
     })
 }
@@ -468,7 +469,8 @@ mod tests {
     fn values_survive_the_way_through_json() {
         static FLAGS: [crate::value::Flag; 2] =
             [crate::value::Flag::bit(1, "A"), crate::value::Flag::bit(2, "B")];
-        let frames = [Frame { addr: 7, sym: Some("f\"".into()), off: 3, module: None }];
+        let frames =
+            [Frame { addr: 7, sym: Some("f\"".into()), off: 3, module: None, module_off: None }];
         let values = [
             (Type::Bool, Value::Bool(true)),
             (Type::Int, Value::Int(-5)),

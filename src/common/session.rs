@@ -26,6 +26,9 @@ use nix::time::clock_gettime;
 use nix::unistd::Pid;
 use plain::Plain;
 
+use crate::aside::Aside;
+use crate::aside::Asides;
+use crate::aside::SharedSymbols;
 use crate::cli::Common;
 use crate::event_loop::PAUSE;
 use crate::event_loop::Waiter;
@@ -114,6 +117,9 @@ pub struct Session<'a> {
     pub output: Output,
     /// The way that was taken.
     pub way: &'a Way,
+    /// Names of addresses; see [`Asides::note_mappings`].
+    pub symbols: SharedSymbols,
+    asides: Vec<Box<dyn Aside>>,
     object: &'a Object,
     waiter: Waiter,
     attached: Vec<Attached>,
@@ -147,6 +153,7 @@ pub(crate) struct Start<'a> {
     pub output: Output,
     pub waiter: Waiter,
     pub attached: Vec<Attached>,
+    pub asides: Asides,
     pub reader_state: Option<ReaderState<'a>>,
 }
 
@@ -157,6 +164,8 @@ impl<'a> Session<'a> {
             common: start.common,
             output: start.output,
             way: start.way,
+            symbols: start.asides.symbols,
+            asides: start.asides.all,
             object: start.object,
             waiter: start.waiter,
             attached: start.attached,
@@ -184,6 +193,7 @@ impl<'a> Session<'a> {
             .way
             .programs
             .iter()
+            .chain(&self.way.by_hand)
             .chain(&self.way.optional)
             .map(|name| format!("\"{name}\""))
             .collect();
@@ -262,6 +272,7 @@ impl<'a> Session<'a> {
         if let Some((ring, _)) = &source {
             self.waiter.watch_events(ring.as_fd())?;
         }
+        self.watch_asides()?;
         // The callback of the ring buffer needs the output, and so does the loop around it.
         let mut output = self.take_output()?;
         let failure: RefCell<Option<anyhow::Error>> = RefCell::new(None);
@@ -287,6 +298,18 @@ impl<'a> Session<'a> {
             self.turns(ring.as_ref(), &shared, &failure, &mut every)
         };
         self.output = output;
+        result
+    }
+
+    fn watch_asides(&self) -> Result<()> {
+        let mut result = Ok(());
+        for aside in &self.asides {
+            aside.descriptors(&mut |fd| {
+                if let Err(error) = self.waiter.watch_aside(fd) {
+                    result = Err(error);
+                }
+            });
+        }
         result
     }
 
@@ -383,6 +406,10 @@ impl<'a> Session<'a> {
                 Wake::Look => {}
                 Wake::Signal => self.end(sys::caught().unwrap_or("signal")),
                 Wake::ReaderGone => self.end("reader"),
+                Wake::Aside => {
+                    self.asides.iter_mut().try_for_each(|aside| aside.act())?;
+                    self.watch_asides()?;
+                }
                 Wake::ChildEnded => {
                     self.collect_child();
                     self.end("command");
@@ -393,6 +420,7 @@ impl<'a> Session<'a> {
         }
 
         // What the programs did before this moment counts; nothing after it.
+        self.asides.iter_mut().for_each(|aside| aside.stop());
         let missed = self.missed();
         if self.common.verbose {
             self.cost = Some(self.cost());
@@ -439,7 +467,8 @@ impl<'a> Session<'a> {
     /// Hits that the kernel itself skipped. Where it does not count them all, those that it does
     /// count, or `None` when there were none of these.
     fn missed(&self) -> Option<u64> {
-        let mut all_counted = true;
+        // Of perf events the kernel does not say how often a program was already running.
+        let mut all_counted = self.way.by_hand.is_empty();
         let mut known = |count: Option<u64>| {
             all_counted &= count.is_some();
             count.unwrap_or(0)

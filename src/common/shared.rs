@@ -2,7 +2,7 @@
 
 //! The structs that every tool's kernel side shares with the library, as generated from
 //! `bpf/*.h`: `event_head`, `loss`, `filter_key` and the enums beside them, and those of block
-//! requests.
+//! requests and stacks.
 
 // The skeleton's plumbing and the `Plain` implementations are unsafe by nature.
 #[allow(unsafe_code, missing_docs, unused, clippy::all, clippy::pedantic)]
@@ -19,3 +19,5 @@ pub use generated::types::filter_key as FilterKey;
 pub use generated::types::filter_kind as FilterKind;
 pub use generated::types::loss as Loss;
 pub use generated::types::reader_state as ReaderState;
+pub use generated::types::stack_id as StackId;
+pub use generated::types::stack_key as StackKey;

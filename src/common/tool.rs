@@ -6,6 +6,7 @@ use anyhow::Result;
 use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 
+use crate::aside::Asides;
 use crate::cli::Common;
 use crate::record::Records;
 use crate::session::Session;
@@ -34,6 +35,8 @@ pub struct Way {
     /// Programs that it cannot do without, in the order in which they are attached: the end of a
     /// pair before its beginning.
     pub programs: Vec<&'static str>,
+    /// Programs that it cannot do without and that [`Tool::attach`] attaches.
+    pub by_hand: Vec<&'static str>,
     /// Programs that are left out where the kernel lacks what they attach to.
     pub optional: Vec<&'static str>,
     /// Programs that are only needed where a struct lacks a member: (struct, member, program).
@@ -49,10 +52,18 @@ impl Way {
         Self {
             name,
             programs: programs.to_vec(),
+            by_hand: Vec::new(),
             optional: Vec::new(),
             lacking: Vec::new(),
             twins: Vec::new(),
         }
+    }
+
+    /// Adds programs that the tool attaches itself, in [`Tool::attach`].
+    #[must_use]
+    pub fn by_hand(mut self, programs: &[&'static str]) -> Self {
+        self.by_hand.extend(programs);
+        self
     }
 
     /// Adds programs that are left out where the kernel lacks what they attach to.
@@ -166,6 +177,16 @@ pub trait Tool: clap::Args + Sized + 'static {
     /// Whatever stops the tool.
     fn configure(&self, open: &mut OpenSkelOf<'_, Self>, way: &Way) -> Result<()> {
         let _ = (open, way);
+        Ok(())
+    }
+
+    /// Attaches what the runner does not ([`Way::by_hand`]), and sets up what goes on beside the
+    /// events. Everything else of the way is attached by then.
+    ///
+    /// # Errors
+    /// Why this kernel does not take this way.
+    fn attach(&self, skel: &SkelOf<'_, Self>, common: &Common, asides: &mut Asides) -> Result<()> {
+        let _ = (skel, common, asides);
         Ok(())
     }
 

@@ -34,7 +34,7 @@ impl Flag {
 }
 
 /// One frame of a stack, leaf first.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frame {
     /// The return address.
     pub addr: u64,
@@ -44,6 +44,8 @@ pub struct Frame {
     pub off: u64,
     /// The file or kernel module that the address lies in.
     pub module: Option<String>,
+    /// Bytes from the beginning of that file, where it is known.
+    pub module_off: Option<u64>,
 }
 
 /// What a field may hold. Each [`Type`] takes only the variants that its documentation names, and

@@ -4,6 +4,7 @@
 
 #![allow(dead_code)]
 
+pub mod burner;
 pub mod disk;
 pub mod net;
 pub mod schema;
@@ -404,6 +405,13 @@ pub fn wait_until_in_call(tid: u64, number: i64) {
         assert!(Instant::now() < until, "thread {tid} did not come to wait in call {number}");
         thread::yield_now();
     }
+}
+
+/// How long all CPUs together have been idle, in hundredths of a second.
+pub fn idle_ticks() -> u64 {
+    let stat = fs::read_to_string("/proc/stat").expect("stat");
+    let idle = stat.split_whitespace().nth(4).expect("idle time");
+    idle.parse().expect("a number")
 }
 
 /// The thread id of the caller.

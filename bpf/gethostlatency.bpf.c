@@ -213,8 +213,8 @@ static __always_inline void show(struct lookup_slot *slot, const struct call *ca
 			first_of_hostent(event, answer);
 			event->error_known = 1;
 		} else if (call->error_at) {
-			event->error_known = !bpf_probe_read_user(&event->error, sizeof(event->error),
-								  (void *)call->error_at);
+			event->error_known = !bpf_probe_read_user(
+				&event->error, sizeof(event->error), (void *)call->error_at);
 		} else {
 			event->error = call->error;
 			event->error_known = call->error_known;

@@ -14,7 +14,6 @@
 #include "owner.h"
 #include "sock.h"
 #include "syscall.h"
-#include "twin.h"
 
 #define S_IFMT 00170000
 #define S_IFSOCK 0140000
@@ -130,7 +129,13 @@ static __always_inline int connect_begins(struct sock *sock)
 {
 	struct life life = {};
 	__u64 key = (__u64)sock;
+	struct life *found = bpf_map_lookup_elem(&lives, &key);
+	__u64 now = bpf_ktime_get_boot_ns();
 
+	/* By the twin, just now. What is older is left of another socket. */
+	if (found && found->direction == DIRECTION_OUT && !found->established &&
+	    now - found->born_ns < 1000000)
+		return 0;
 	if (!is_tcp(sock) || !filter_owner())
 		return 0;
 	head_of_owner(&life.head);
@@ -182,7 +187,8 @@ static __always_inline int accepted(struct sock *sock)
 		return 0;
 	}
 	if (found) {
-		head_of_owner(&found->head);
+		if (!found->owned)
+			head_of_owner(&found->head);
 		found->owned = 1;
 		return 0;
 	}
@@ -293,8 +299,6 @@ static __always_inline int state_changed(struct bpf_raw_tracepoint_args *ctx)
 	if (after != TCP_SYN_SENT && after != TCP_CLOSE &&
 	    (after != TCP_ESTABLISHED || (before != TCP_SYN_SENT && before != TCP_SYN_RECV)))
 		return 0;
-	if (!twin_first((__u32)(ctx->args[0] >> 6)))
-		return 0;
 	if (after == TCP_SYN_SENT)
 		return connect_begins(sock);
 	if (after == TCP_ESTABLISHED)
@@ -308,7 +312,11 @@ int state__all(struct bpf_raw_tracepoint_args *ctx)
 	return state_changed(ctx);
 }
 
-/* See twin.h. Softirqs change states too, in the middle of the program above. */
+/*
+ * The kernel skips a program that is already running on the CPU, and interrupts change states in
+ * the middle of it. Two of them see what one would miss (twin.h); to do everything twice does no
+ * harm.
+ */
 SEC("raw_tp/inet_sock_set_state")
 int state_twin__all(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -358,13 +366,13 @@ static __always_inline int grafted(struct sock *sock)
 SEC("fentry/security_sock_graft")
 int BPF_PROG(accept__fentry, struct sock *sock)
 {
-	return twin_first((__u32)bpf_get_current_pid_tgid()) ? grafted(sock) : 0;
+	return grafted(sock);
 }
 
 SEC("fentry/security_sock_graft")
 int BPF_PROG(accept_twin__fentry, struct sock *sock)
 {
-	return twin_first((__u32)bpf_get_current_pid_tgid()) ? grafted(sock) : 0;
+	return grafted(sock);
 }
 
 SEC("kprobe/security_sock_graft")

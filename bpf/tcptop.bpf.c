@@ -4,14 +4,14 @@
  *
  * What was sent is what tcp_sendmsg_locked() returns, to which every way to send leads, or before
  * 6.5 do_tcp_sendpages(). What was received is what inet_recvmsg() or inet6_recvmsg() returns, or
- * tcp_read_sock(), by which splice() and the kernel's own readers go. Arguments say what was wanted,
- * and tcp_cleanup_rbuf() is told the same bytes again when a call waits for more or only peeks.
+ * tcp_read_sock(), by which splice() and the kernel's own readers go. Arguments say what was
+ * wanted, and tcp_cleanup_rbuf() is told the same bytes again when a call waits for more or only
+ * peeks.
  */
 #include "bpfscope.h"
 #include "filter.h"
 #include "owner.h"
 #include "sock.h"
-#include "twin.h"
 
 #define MSG_PEEK 2
 #define MSG_ERRQUEUE 0x2000
@@ -24,8 +24,8 @@ const volatile __u8 want_version = 0;
 /* A connection and a process that uses it. */
 struct traffic_key {
 	__u64 sock;
-	/* The socket's addresses (of IPv4), hash and ports, by which the kernel looks it up: another
-	 * connection of a socket at the same place has others.
+	/* The socket's addresses (of IPv4), hash and ports, by which the kernel looks it up:
+	 * another connection of a socket at the same place has others.
 	 */
 	__u64 addresses;
 	__u32 hash;
@@ -119,15 +119,57 @@ static __always_inline int sent(struct sock *sock, int result)
  * recvmsg() of any IP socket has returned. What comes through an upper layer (kernel TLS) is
  * counted when that layer takes it, below.
  */
-static __always_inline int received(struct sock *sock, int flags, int result)
+static __always_inline bool is_received(struct sock *sock, int flags, int result)
 {
 	if (result <= 0 || flags & (MSG_PEEK | MSG_ERRQUEUE))
-		return 0;
+		return false;
 	if (BPF_CORE_READ(sock, sk_protocol) != IPPROTO_TCP)
-		return 0;
-	if (BPF_CORE_READ((struct inet_connection_sock *)sock, icsk_ulp_ops))
-		return 0;
-	return count(sock, true, 0, result);
+		return false;
+	return !BPF_CORE_READ((struct inet_connection_sock *)sock, icsk_ulp_ops);
+}
+
+static __always_inline int received(struct sock *sock, int flags, int result)
+{
+	return is_received(sock, flags, result) ? count(sock, true, 0, result) : 0;
+}
+
+/*
+ * Each hit runs two programs, because the kernel skips one of which another hit is under way on the
+ * CPU (see twin.h). A call that has sent or received something has moved the socket's position in
+ * the stream, so that of both programs the second one finds what the first one left.
+ */
+#define MARKS 32768
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MARKS);
+	__type(key, __u32);
+	__type(value, __u64);
+} marks SEC(".maps");
+
+static __always_inline bool first(struct sock *sock, __u32 position)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	__u32 index = tid % MARKS;
+	__u64 *mark = bpf_map_lookup_elem(&marks, &index);
+	__u64 own = (__u64)tid << 32 | (position ^ (__u32)((__u64)sock >> 6));
+
+	if (!mark)
+		return true;
+	if (*mark == own)
+		return false;
+	*mark = own;
+	return true;
+}
+
+static __always_inline bool first_to_send(struct sock *sock)
+{
+	return first(sock, BPF_CORE_READ((struct tcp_sock *)sock, write_seq));
+}
+
+static __always_inline bool first_to_receive(struct sock *sock)
+{
+	return first(sock, ~BPF_CORE_READ((struct tcp_sock *)sock, copied_seq));
 }
 
 /*
@@ -136,14 +178,20 @@ static __always_inline int received(struct sock *sock, int flags, int result)
  */
 static __always_inline int taken(struct sock *sock, int result)
 {
-	if (result <= 0)
+	if (result <= 0 || !first_to_receive(sock))
 		return 0;
 	return count(sock, BPF_CORE_READ(sock, sk_lock.owned), 0, result);
 }
 
-static __always_inline bool first(void)
+/*
+ * splice() from a socket has returned. Where it went by tcp_read_sock(), as it did before that had
+ * an inner function, all is counted already, and the mark of the last part says so.
+ */
+static __always_inline int spliced(struct sock *sock, int result)
 {
-	return twin_first((__u32)bpf_get_current_pid_tgid());
+	if (result <= 0 || !first_to_receive(sock))
+		return 0;
+	return count(sock, true, 0, result);
 }
 
 /* ---- way fexit ---- */
@@ -152,7 +200,7 @@ static __always_inline bool first(void)
 	SEC("fexit/tcp_sendmsg_locked")                                                            \
 	int BPF_PROG(name, struct sock *sock, void *message, __u64 size, int result)               \
 	{                                                                                          \
-		return first() ? sent(sock, result) : 0;                                           \
+		return result > 0 && first_to_send(sock) ? sent(sock, result) : 0;                 \
 	}
 
 SEND_FEXIT(send__fexit)
@@ -170,7 +218,11 @@ int BPF_PROG(pages__fexit, struct sock *sock, void *page, int offset, __u64 size
 	int BPF_PROG(name, struct socket *socket, void *message, __u64 size, int flags,            \
 		     int result)                                                                   \
 	{                                                                                          \
-		return first() ? received(BPF_CORE_READ(socket, sk), flags, result) : 0;           \
+		struct sock *sock = BPF_CORE_READ(socket, sk);                                     \
+                                                                                                   \
+		if (!is_received(sock, flags, result) || !first_to_receive(sock))                  \
+			return 0;                                                                  \
+		return count(sock, true, 0, result);                                               \
 	}
 
 RECEIVE_FEXIT(receive4__fexit, "inet_recvmsg")
@@ -182,6 +234,13 @@ SEC("fexit/tcp_read_sock")
 int BPF_PROG(read__fexit, struct sock *sock, void *descriptor, void *actor, int result)
 {
 	return taken(sock, result);
+}
+
+SEC("fexit/tcp_splice_read")
+int BPF_PROG(splice__fexit, struct socket *socket, void *position, void *pipe, __u64 size,
+	     unsigned int flags, int result)
+{
+	return spliced(BPF_CORE_READ(socket, sk), result);
 }
 
 /* Kernel TLS has used data where it lay; since 6.0. */
@@ -198,6 +257,7 @@ enum call {
 	CALL_PAGES,
 	CALL_RECEIVE,
 	CALL_READ,
+	CALL_SPLICE,
 };
 
 struct call_key {
@@ -242,7 +302,9 @@ static __always_inline int call_end(enum call call, int result)
 	bpf_map_delete_elem(&calls__kprobe, &key);
 	if (call == CALL_RECEIVE)
 		return received(sock, flags, result);
-	return call == CALL_READ ? taken(sock, result) : sent(sock, result);
+	if (call == CALL_READ)
+		return taken(sock, result);
+	return call == CALL_SPLICE ? spliced(sock, result) : sent(sock, result);
 }
 
 SEC("kprobe/tcp_sendmsg_locked")
@@ -315,6 +377,18 @@ int BPF_KRETPROBE(read_exit__kprobe, int result)
 	return call_end(CALL_READ, result);
 }
 
+SEC("kprobe/tcp_splice_read")
+int BPF_KPROBE(splice_enter__kprobe, struct socket *socket)
+{
+	return call_begin(CALL_SPLICE, BPF_CORE_READ(socket, sk), 0);
+}
+
+SEC("kretprobe/tcp_splice_read")
+int BPF_KRETPROBE(splice_exit__kprobe, int result)
+{
+	return call_end(CALL_SPLICE, result);
+}
+
 SEC("kprobe/tcp_read_done")
 int BPF_KPROBE(done__kprobe, struct sock *sock, __u64 size)
 {
@@ -340,16 +414,20 @@ static __always_inline bool is_tcp_result(struct bpf_raw_tracepoint_args *ctx)
 
 static __always_inline int sent_tp(struct bpf_raw_tracepoint_args *ctx)
 {
-	if (!is_tcp_result(ctx) || !first())
+	struct sock *sock = (struct sock *)ctx->args[0];
+
+	if (!is_tcp_result(ctx) || !first_to_send(sock))
 		return 0;
-	return count((struct sock *)ctx->args[0], true, (int)ctx->args[1], 0);
+	return count(sock, true, (int)ctx->args[1], 0);
 }
 
 static __always_inline int received_tp(struct bpf_raw_tracepoint_args *ctx)
 {
-	if (!is_tcp_result(ctx) || !first())
+	struct sock *sock = (struct sock *)ctx->args[0];
+
+	if (!is_tcp_result(ctx) || !first_to_receive(sock))
 		return 0;
-	return count((struct sock *)ctx->args[0], true, 0, (int)ctx->args[1]);
+	return count(sock, true, 0, (int)ctx->args[1]);
 }
 
 SEC("raw_tp/sock_send_length")

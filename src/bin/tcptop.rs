@@ -81,6 +81,10 @@ counted as a refused map insertion. Data that is mapped instead of copied (TCP_Z
 that BPF programs pass from socket to socket, and MPTCP are not counted. A process is shown under \
 the name that it had at its first call in the interval.
 
+In way fexit, a call that waits for data is not counted if another program is attached to, or \
+detached from, the same kernel function meanwhile: the kernel then leaves out the end of calls that \
+are under way.
+
 Way tp, for kernels where no function can be probed, needs Linux 6.3. There a send or receive \
 counts as the socket's own layer returned it: kernel TLS without its encryption, and not at all \
 what the kernel's own clients send with the socket locked, and what splice() or the kernel read.",
@@ -106,7 +110,7 @@ what the kernel's own clients send with the socket locked, and what splice() or 
             .twin("send__fexit", "send_twin__fexit")
             .twin("receive4__fexit", "receive4_twin__fexit")
             .twin("receive6__fexit", "receive6_twin__fexit")
-            .optional(&["pages__fexit", "read__fexit", "done__fexit"]);
+            .optional(&["pages__fexit", "splice__fexit", "read__fexit", "done__fexit"]);
         let probes = &[
             "send_exit__kprobe",
             "send_enter__kprobe",
@@ -120,6 +124,8 @@ what the kernel's own clients send with the socket locked, and what splice() or 
                 "receive6_enter__kprobe",
                 "pages_exit__kprobe",
                 "pages_enter__kprobe",
+                "splice_exit__kprobe",
+                "splice_enter__kprobe",
                 "read_exit__kprobe",
                 "read_enter__kprobe",
                 "done__kprobe",

@@ -207,8 +207,7 @@ fn calls() -> Outcome {
     lookups.end();
     let wanted = |function: &str, name: &str, address: &str| {
         let failed = address.is_empty();
-        let error =
-            if failed { (Value::from("HOST_NOT_FOUND"), 1) } else { (Value::Null, 0) };
+        let error = if failed { (Value::from("HOST_NOT_FOUND"), 1) } else { (Value::Null, 0) };
         let address: Value = if failed { Value::Null } else { address.into() };
         json!([function, name, "inet", failed, error.0, error.1, address])
     };

@@ -32,6 +32,25 @@ static __always_inline struct request *request_of(__u64 *ctx)
 	return (struct request *)request;
 }
 
+/*
+ * The queue came first, and the direction last, until e8a676d61c07 "block: simplify and extend
+ * the block_bio_merge tracepoint class" (5.11).
+ */
+typedef void (*btf_trace_block_getrq___queue)(void *, struct request_queue *, struct bio *, int);
+
+static __always_inline struct bio *bio_of_getrq(__u64 *ctx)
+{
+	__u64 bio;
+
+	if (bpf_core_type_exists(btf_trace_block_getrq___queue)) {
+		bio = ctx[1];
+		barrier_var(bio);
+	} else {
+		bio = ctx[0];
+	}
+	return (struct bio *)bio;
+}
+
 #define request_read(typed, request, field)                                                        \
 	((typed) ? (request)->field : BPF_CORE_READ(request, field))
 
@@ -85,11 +104,13 @@ static __always_inline bool request_lives(const struct request_life *life, __u64
 }
 
 /*
- * How many requests a tool keeps at once. Requests come from fixed pools, one for each hardware
- * queue and scheduler, so that this many is all that a machine with a few dozen disks has, and
- * more than a larger one has under way: 64 NVMe queues of 1,023 requests.
+ * How many requests a tool keeps at once, unless it says so itself. Requests come from fixed pools,
+ * one for each hardware queue and scheduler, so that this many is all that a machine with a few
+ * dozen disks has, and more than a larger one has under way: 64 NVMe queues of 1,023 requests.
  */
+#ifndef REQUESTS
 #define REQUESTS 65536
+#endif
 
 /* How many entries there are, more or less: CPUs that insert at the same moment may count one. */
 __u32 requests_kept;
@@ -261,6 +282,64 @@ static __always_inline bool request_on_disk(struct request *request, bool typed)
 	__u64 sector = request_read(typed, request, __sector);
 
 	return sector >= want_first_sector && sector < want_end_sector;
+}
+
+/*
+ * Bios of a request that are looked at. Others may have been merged in front of the one that the
+ * request was made for; a request has at most some hundred, limited by its segments.
+ */
+#define BIOS 256
+
+/* Requests that one flush is looked through for an owner. */
+#define FLUSHED 16
+
+/*
+ * Requests that wait for a flush are linked by their queuelist since 81ada09cc25e "blk-flush:
+ * reuse rq queuelist in flush state machine" (6.6), before that by a link of their own.
+ */
+struct request___flush_list {
+	struct {
+		struct list_head list;
+	} flush;
+} __attribute__((preserve_access_index));
+
+/* The requests that wait for a flush of the device, which nobody submitted itself. */
+struct flush_waiters {
+	struct list_head *head;
+	struct list_head *link;
+	/* Of the link in its request. */
+	__u64 offset;
+};
+
+static __always_inline bool flush_waiters(struct flush_waiters *waiters, struct request *flush)
+{
+	struct blk_flush_queue *queue = BPF_CORE_READ(flush, mq_hctx, fq);
+	struct request___flush_list *old = NULL;
+
+	if (BPF_CORE_READ(queue, flush_rq) != flush)
+		return false;
+
+	__u64 running = BPF_CORE_READ_BITFIELD_PROBED(queue, flush_running_idx) & 1;
+
+	struct list_head *head = &queue->flush_queue[running];
+
+	waiters->head = head;
+	waiters->link = BPF_CORE_READ(head, next);
+	waiters->offset = bpf_core_field_exists(old->flush.list)
+				  ? bpf_core_field_offset(old->flush.list)
+				  : bpf_core_field_offset(struct request, queuelist);
+	return true;
+}
+
+/* The next of them, or NULL. */
+static __always_inline struct request *flush_next(struct flush_waiters *waiters)
+{
+	struct list_head *link = waiters->link;
+
+	if (!link || link == waiters->head)
+		return NULL;
+	waiters->link = BPF_CORE_READ(link, next);
+	return (void *)link - waiters->offset;
 }
 
 #endif

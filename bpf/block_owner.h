@@ -24,33 +24,12 @@ struct {
 	__type(value, __u8);
 } owned_bios SEC(".maps");
 
-/*
- * Bios of a request that are looked at. Others may have been merged in front of the one that the
- * request was made for; a request has at most some hundred, limited by its segments.
- */
-#define BIOS 256
-
-/* Requests that one flush is looked through for an owner. */
-#define FLUSHED 16
-
-/*
- * The queue came first, and the direction last, until e8a676d61c07 "block: simplify and extend
- * the block_bio_merge tracepoint class" (5.11).
- */
-typedef void (*btf_trace_block_getrq___queue)(void *, struct request_queue *, struct bio *, int);
-
 /* For block_getrq: the current task has just got a request for a bio. */
 static __always_inline int bio_submitted(__u64 *ctx)
 {
-	__u64 bio;
+	__u64 bio = (__u64)bio_of_getrq(ctx);
 	__u8 one = 1;
 
-	if (bpf_core_type_exists(btf_trace_block_getrq___queue)) {
-		bio = ctx[1];
-		barrier_var(bio);
-	} else {
-		bio = ctx[0];
-	}
 	if (filter_current())
 		map_insert(&owned_bios, &bio, &one, BPF_ANY);
 	else
@@ -85,22 +64,14 @@ static __always_inline bool owner_forget(struct request *request)
 	return true;
 }
 
-/*
- * Requests that wait for a flush are linked by their queuelist since 81ada09cc25e "blk-flush:
- * reuse rq queuelist in flush state machine" (6.6), before that by a link of their own.
- */
-struct request___flush_list {
-	struct {
-		struct list_head list;
-	} flush;
-} __attribute__((preserve_access_index));
-
 /* Also of requests whose data is done and that only wait for the flush after it. */
 static __always_inline bool flushed_is_owned(void *requests, struct request *request)
 {
 	__u64 key = (__u64)request;
+	/* Its only one: nothing is merged into a request that flushes. */
+	__u64 bio = (__u64)BPF_CORE_READ(request, bio);
 
-	if (owned_bio(request))
+	if (bpf_map_lookup_elem(&owned_bios, &bio))
 		return true;
 
 	struct request_life *life = bpf_map_lookup_elem(requests, &key);
@@ -114,23 +85,17 @@ static __always_inline bool flushed_is_owned(void *requests, struct request *req
  */
 static __always_inline bool flush_is_owned(void *requests, struct request *flush)
 {
-	struct blk_flush_queue *queue = BPF_CORE_READ(flush, mq_hctx, fq);
+	struct flush_waiters waiters;
 
-	if (BPF_CORE_READ(queue, flush_rq) != flush)
+	if (!flush_waiters(&waiters, flush))
 		return false;
+	for (int i = 0; i < FLUSHED; i++) {
+		struct request *waiter = flush_next(&waiters);
 
-	__u64 running = BPF_CORE_READ_BITFIELD_PROBED(queue, flush_running_idx) & 1;
-	struct list_head *head = &queue->flush_queue[running];
-	struct request___flush_list *old = NULL;
-	__u64 offset = bpf_core_field_exists(old->flush.list)
-			       ? bpf_core_field_offset(old->flush.list)
-			       : bpf_core_field_offset(struct request, queuelist);
-	struct list_head *link = BPF_CORE_READ(head, next);
-
-	for (int i = 0; i < FLUSHED && link && link != head; i++) {
-		if (flushed_is_owned(requests, (void *)link - offset))
+		if (!waiter)
+			return false;
+		if (flushed_is_owned(requests, waiter))
 			return true;
-		link = BPF_CORE_READ(link, next);
 	}
 	return false;
 }

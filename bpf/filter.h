@@ -225,10 +225,8 @@ static __always_inline __u64 task_cgroup_id(struct task_struct *task)
 	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 }
 
-static __always_inline bool filter_cgroup_of(struct task_struct *task)
+static __always_inline bool filter_cgroup_listed(struct cgroup *cgroup)
 {
-	struct cgroup *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
-
 	for (__u32 i = 0; i < FILTER_CGROUPS && i < filter_cgroup_count; i++) {
 		if (filter_cgroup_level[i] == FILTER_ANY_LEVEL) {
 			if (cgroup_is_below(cgroup, filter_cgroup_id[i]))
@@ -241,12 +239,27 @@ static __always_inline bool filter_cgroup_of(struct task_struct *task)
 	return false;
 }
 
+static __always_inline bool filter_cgroup_of(struct task_struct *task)
+{
+	return filter_cgroup_listed(BPF_CORE_READ(task, cgroups, dfl_cgrp));
+}
+
 static __always_inline bool filter_pinned_has(void *sets, const void *key)
 {
 	__u32 zero = 0;
 	void *set = bpf_map_lookup_elem(sets, &zero);
 
 	return set && bpf_map_lookup_elem(set, key);
+}
+
+static __always_inline bool filter_mntns(struct task_struct *task)
+{
+	if (filter_mntnsmap_on) {
+		__u32 inode = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
+
+		return filter_pinned_has(&filter_mntnsmap, &inode);
+	}
+	return true;
 }
 
 static __always_inline bool filter_pinned(struct task_struct *task)
@@ -257,13 +270,7 @@ static __always_inline bool filter_pinned(struct task_struct *task)
 		if (!filter_pinned_has(&filter_cgroupmap, &id))
 			return false;
 	}
-	if (filter_mntnsmap_on) {
-		__u32 inode = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
-
-		if (!filter_pinned_has(&filter_mntnsmap, &inode))
-			return false;
-	}
-	return true;
+	return filter_mntns(task);
 }
 
 static __always_inline bool filter_container(__u64 cgroup_id)
@@ -271,8 +278,8 @@ static __always_inline bool filter_container(__u64 cgroup_id)
 	return bpf_map_lookup_elem(&filter_containers, &cgroup_id);
 }
 
-/* Whether the current task passes every filter. */
-static __always_inline bool filter_current(void)
+/* Whether the current task passes the filters on ids and names: all but those on where it is. */
+static __always_inline bool filter_current_itself(void)
 {
 	__u64 id = current_ids();
 	__u32 pid = id >> 32;
@@ -296,6 +303,14 @@ static __always_inline bool filter_current(void)
 		if (!filter_comm_words(comm))
 			return false;
 	}
+	return true;
+}
+
+/* Whether the current task passes every filter. */
+static __always_inline bool filter_current(void)
+{
+	if (!filter_current_itself())
+		return false;
 	if (filter_containers_on && !filter_container(bpf_get_current_cgroup_id()))
 		return false;
 	if (!filter_cgroup_count && !filter_cgroupmap_on && !filter_mntnsmap_on)
@@ -307,6 +322,25 @@ static __always_inline bool filter_current(void)
 		return false;
 	/* bpf_get_current_ancestor_cgroup_id() would do, but 5.10 has it for networking only. */
 	return !filter_cgroup_count || filter_cgroup_of(task);
+}
+
+/*
+ * The same for a task that does something on behalf of a cgroup that is not its own, as kernel
+ * threads do.
+ */
+static __always_inline bool filter_current_for(struct cgroup *cgroup)
+{
+	if (!filter_current_itself() || !filter_mntns((struct task_struct *)bpf_get_current_task()))
+		return false;
+	if (filter_containers_on && !filter_container(BPF_CORE_READ(cgroup, kn, id)))
+		return false;
+	if (filter_cgroupmap_on) {
+		__u64 id = BPF_CORE_READ(cgroup, kn, id);
+
+		if (!filter_pinned_has(&filter_cgroupmap, &id))
+			return false;
+	}
+	return !filter_cgroup_count || filter_cgroup_listed(cgroup);
 }
 
 /* The same for a task that is not the current one. */

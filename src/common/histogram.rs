@@ -28,6 +28,10 @@ pub const NSECS: Unit = Unit { label: "nsecs", scale: 1 };
 pub const USECS: Unit = Unit { label: "usecs", scale: 1_000 };
 /// Milliseconds.
 pub const MSECS: Unit = Unit { label: "msecs", scale: 1_000_000 };
+/// Bytes.
+pub const BYTES: Unit = Unit { label: "bytes", scale: 1 };
+/// Units of 1,024 bytes.
+pub const KBYTES: Unit = Unit { label: "Kbytes", scale: 1_024 };
 
 /// A distribution over powers of two. Slot 0 counts the values 0 and 1, slot `i` those from `2^i`
 /// to `2^(i+1) - 1`; the last slot of the kernel side takes everything larger.

@@ -53,6 +53,7 @@ pub mod session;
 pub mod shared;
 pub mod stacks;
 pub mod swap;
+pub mod swapped;
 pub mod symbols;
 pub mod sys;
 pub mod table;

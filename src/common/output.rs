@@ -193,7 +193,8 @@ impl Plan {
             let declared = columns.iter().find(|c| c.field == name).cloned();
             let fresh = || {
                 let header: &'static str = name.to_uppercase().leak();
-                let time = (name == "ts").then_some((TimeFormat::Iso, 9));
+                let format = choice.time_format.unwrap_or(TimeFormat::Iso);
+                let time = (name == "ts").then_some((format, 9));
                 // Most processes are in no container, which is not the same as not knowing.
                 let none = ["container", "container_id", "runtime", "pod", "unit"].contains(&name);
                 let null = if none { "-" } else { "?" };
@@ -472,7 +473,7 @@ impl Output {
         self.record(kind, Some(head.boot_ns), Who::Task(head), values)
     }
 
-    /// Shows an event of nobody that is known: its process fields are null.
+    /// The same for an event of which nobody knows the task: its process fields are null.
     pub fn event_of_nobody(&mut self, kind: usize, boot_ns: u64, values: &[Value<'_>]) -> bool {
         self.record(kind, Some(boot_ns), Who::Nobody, values)
     }

@@ -153,6 +153,11 @@ impl Kernel {
         Some(file.into())
     }
 
+    /// Whether there is a tracepoint that one of the programs names; `None` when nobody can say.
+    fn has_tracepoint(&self, name: &str) -> Option<bool> {
+        self.btf.as_ref().map(|_| self.found.contains(&format!("tp_btf/{name}")))
+    }
+
     fn struct_has(&self, structure: &str, member: &str) -> bool {
         self.btf.as_ref().is_some_and(|btf| btf.struct_has(structure, member) == Some(true))
     }
@@ -197,7 +202,17 @@ pub fn settle(way: &Way, programs: &[Program], kernel: &Kernel) -> Result<Way, S
     let section = |name: &str| {
         programs.iter().find(|p| p.name == name).map(|p| p.section.as_str()).unwrap_or_default()
     };
-    if let Some(reason) = way.programs.iter().find_map(|name| kernel.lacks(section(name))) {
+    let mut chosen = way.programs.clone();
+    let mut unsure = Vec::new();
+    for (tracepoint, having, lacking) in &way.by_tracepoint {
+        match kernel.has_tracepoint(tracepoint) {
+            Some(true) => chosen.extend(having),
+            Some(false) => chosen.extend(lacking),
+            // The programs themselves find out.
+            None => unsure.extend(having.iter().chain(lacking)),
+        }
+    }
+    if let Some(reason) = chosen.iter().find_map(|name| kernel.lacks(section(name))) {
         return Err(reason);
     }
     let needed = way
@@ -207,9 +222,10 @@ pub fn settle(way: &Way, programs: &[Program], kernel: &Kernel) -> Result<Way, S
         .map(|(_, _, program)| *program);
     let optional = needed
         .chain(way.optional.iter().copied())
+        .chain(unsure)
         .filter(|name| kernel.lacks(section(name)).is_none())
         .collect();
-    Ok(Way { optional, ..way.clone() })
+    Ok(Way { programs: chosen, optional, ..way.clone() })
 }
 
 /// The ways in the order in which they are tried on this kernel.
@@ -252,5 +268,9 @@ mod tests {
         let settled = settle(&raw, &programs, &kernel).expect("possible");
         assert!(settled.optional.is_empty());
         assert_eq!(settled.programs, ["a__raw"]);
+        // Nobody knows which of the two tracepoints there is: both are tried.
+        let either = Way::new("raw", &[]).by_tracepoint("y", &["a__raw"], &["b__raw"]);
+        let settled = settle(&either, &programs, &kernel).expect("possible");
+        assert_eq!(settled.optional, ["a__raw", "b__raw"]);
     }
 }

@@ -42,6 +42,8 @@ pub struct Way {
     /// Programs that are only needed where a struct lacks a member: (struct, member, program).
     /// Others leave them out.
     pub lacking: Vec<(&'static str, &'static str, &'static str)>,
+    /// Programs for kernels with a tracepoint, and those for kernels without it.
+    pub by_tracepoint: Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)>,
     /// Programs of which the second does what the kernel skipped of the first: bpf/twin.h.
     pub twins: Vec<(&'static str, &'static str)>,
 }
@@ -55,6 +57,7 @@ impl Way {
             by_hand: Vec::new(),
             optional: Vec::new(),
             lacking: Vec::new(),
+            by_tracepoint: Vec::new(),
             twins: Vec::new(),
         }
     }
@@ -90,6 +93,26 @@ impl Way {
     pub fn twin(mut self, program: &'static str, twin: &'static str) -> Self {
         self.programs.push(twin);
         self.twins.push((program, twin));
+        self
+    }
+
+    /// Says that two of its programs are twins, wherever they were added.
+    #[must_use]
+    pub fn twins(mut self, pairs: &[(&'static str, &'static str)]) -> Self {
+        self.twins.extend(pairs);
+        self
+    }
+
+    /// Adds programs for kernels that have a tracepoint, which one of the object's own tp_btf
+    /// programs must name, and others for those that have not. They are attached last.
+    #[must_use]
+    pub fn by_tracepoint(
+        mut self,
+        tracepoint: &'static str,
+        having: &[&'static str],
+        lacking: &[&'static str],
+    ) -> Self {
+        self.by_tracepoint.push((tracepoint, having.to_vec(), lacking.to_vec()));
         self
     }
 

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! biopattern against requests whose order is known.
+
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::Case;
+use crate::support::Finished;
+use crate::support::Outcome;
+use crate::support::command;
+use crate::support::disk::BLOCK;
+use crate::support::disk::Direct;
+use crate::support::disk::Disk;
+use crate::support::start;
+
+pub const CASES: &[Case] = &[
+    Case::new("random and sequential", patterns),
+    Case::new("nothing is forgotten between reports", intervals),
+    Case::new("a partition", partition),
+    Case::new("text", text),
+    Case::new("usage errors", usage_errors),
+];
+
+/// Requests, sequential, random, bytes: all reports together.
+fn of(finished: &Finished, disk: &str) -> [u64; 4] {
+    finished.assert_clean();
+    let mut all = [0; 4];
+    for row in finished.of("row").filter(|row| row["disk"] == disk) {
+        let fields = ["requests", "sequential", "random", "size_bytes"];
+        for (sum, field) in all.iter_mut().zip(fields) {
+            *sum += row[field].as_u64().expect("a number");
+        }
+    }
+    all
+}
+
+fn bytes(blocks: usize) -> u64 {
+    (blocks * BLOCK) as u64
+}
+
+fn own() -> String {
+    std::process::id().to_string()
+}
+
+/// Two disks that are used in turn, each in an order of its own.
+fn patterns() -> Outcome {
+    let (one, two) = (Disk::any(), Disk::any());
+    // Only this process: udev looks at new disks when it likes.
+    let both = start("biopattern", &["-p", &own()]);
+    let only = start("biopattern", &["-p", &own(), "-d", &two.name]);
+    let nobody = start("biopattern", &["--comm", "bp-nobody"]);
+    let (mut first, mut second) = (Direct::open(&one.path()), Direct::open(&two.path()));
+    for i in 0..40 {
+        first.read(i);
+        second.write(i * 7 % 41);
+        if i % 10 == 0 {
+            // No place and no size.
+            first.flush();
+        }
+    }
+    // It begins where the last one ended.
+    first.discard(40, 24);
+    first.read(64);
+    first.read(10);
+    let (both, only, nobody) = (both.stop(), only.stop(), nobody.stop());
+    assert_eq!(of(&both, &one.name), [43, 41, 1, bytes(42 + 24)]);
+    for finished in [&both, &only] {
+        assert_eq!(of(finished, &two.name), [40, 0, 39, bytes(40)]);
+    }
+    assert_eq!((of(&only, &one.name), of(&nobody, &two.name)), ([0; 4], [0; 4]));
+    let row = both.of("row").find(|row| row["disk"] == one.name.as_str()).expect("a row");
+    assert_eq!((&row["random_percent"], &row["sequential_percent"]), (&2.into(), &98.into()));
+    Outcome::Passed
+}
+
+/// The last sector outlives the report, and so does no count.
+fn intervals() -> Outcome {
+    let disk = Disk::any();
+    let mut tool = start("biopattern", &["-p", &own(), "-d", &disk.name, "0.2"]);
+    let mut direct = Direct::open(&disk.path());
+    let mut row = |blocks: &[usize]| {
+        blocks.iter().for_each(|block| direct.read(*block));
+        let row = tool.wait_for(|record| record["type"] == "row");
+        tool.wait_for(|record| record["type"] == "report");
+        let fields = ["requests", "sequential", "random", "random_percent"];
+        fields.map(|field| row[field].clone())
+    };
+    let expected = |row: [u64; 4]| row.map(Value::from);
+    let first = row(&[5]);
+    assert_eq!(first, [1.into(), 0.into(), 0.into(), Value::Null]);
+    assert_eq!(row(&[6]), expected([1, 1, 0, 0]));
+    assert_eq!(row(&[9]), expected([1, 0, 1, 100]));
+    tool.stop().assert_clean();
+    Outcome::Passed
+}
+
+fn partition() -> Outcome {
+    let disk = Disk::any();
+    let first = disk.partition(1, 2048, 4096);
+    let tool = start("biopattern", &["-d", &first, "-p", &own()]);
+    let mut direct = Direct::open(&Path::new("/dev").join(&first));
+    direct.read(0);
+    direct.read(1);
+    let mut all = Direct::open(&disk.path());
+    all.read(3000);
+    direct.read(2);
+    direct.read(9);
+    // What is outside does not come between.
+    assert_eq!(of(&tool.stop(), &disk.name), [4, 2, 1, bytes(4)]);
+    Outcome::Passed
+}
+
+fn text() -> Outcome {
+    let disk = Disk::any();
+    for (args, header) in [
+        (&[][..], "DISK     %RND  %SEQ    COUNT     KBYTES"),
+        (&["-T"][..], "TIME      DISK     %RND  %SEQ    COUNT     KBYTES"),
+    ] {
+        let own = own();
+        let args = [args, &["-d", &disk.name, "-p", &own]].concat();
+        let mut child = command("biopattern", &args).stdout(Stdio::piped()).spawn().expect("spawn");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut said = String::new();
+        // They come when everything is attached.
+        stdout.read_line(&mut said).expect("the banner");
+        let mut direct = Direct::open(&disk.path());
+        [3, 4, 5, 9, 10].into_iter().for_each(|block| direct.read(block));
+        kill(Pid::from_raw(i32::try_from(child.id()).expect("pid")), Signal::SIGTERM)
+            .expect("kill");
+        stdout.read_to_string(&mut said).expect("text");
+        assert!(child.wait().expect("wait").success());
+        let lines: Vec<&str> = said.lines().collect();
+        let banner = "Tracing block device I/O requested seeks... Hit Ctrl-C to end.";
+        assert_eq!(lines[..2], [banner, header], "{said}");
+        assert_eq!(lines.len(), 3, "{said}");
+        let row = format!("{:<7} {:>5} {:>5} {:>8} {:>10}", disk.name, 25, 75, 5, 20);
+        assert!(lines[2].ends_with(&row), "{said}");
+        let time = lines[2].strip_suffix(&row).expect("a row");
+        let parts: Vec<_> = time.trim().split(':').map(str::len).collect();
+        let expected = if args[0] == "-T" { vec![2, 2, 2] } else { vec![0] };
+        assert_eq!(parts, expected, "{said}");
+    }
+    Outcome::Passed
+}
+
+fn usage_errors() -> Outcome {
+    for args in [&["0"][..], &["abc"], &["-1"], &["1", "0"], &["-d", "no-such-disk"]] {
+        let output = command("biopattern", args).output().expect("biopattern");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
+    }
+    Outcome::Passed
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! biotop against requests that the tests make, on devices of their own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::support::Case;
+use crate::support::Finished;
+use crate::support::Outcome;
+use crate::support::command;
+use crate::support::disk::BLOCK;
+use crate::support::disk::Direct;
+use crate::support::disk::Disk;
+use crate::support::start;
+
+pub const CASES: &[Case] = &[
+    Case::new("by process, disk and direction", counts),
+    Case::new("nothing is lost between intervals", intervals),
+    Case::new("latency", latency),
+    Case::new("text", text),
+    Case::new("usage errors", usage_errors),
+];
+
+/// Requests and bytes, over all intervals, by process, disk and direction.
+fn of(finished: &Finished) -> BTreeMap<(u64, String, String), (u64, u64)> {
+    finished.assert_clean();
+    let mut all = BTreeMap::new();
+    for row in finished.of("row") {
+        let text = |field: &str| row[field].as_str().unwrap_or("?").to_string();
+        let number = |field: &str| row[field].as_u64().unwrap_or(0);
+        let key = (number("pid"), text("disk"), text("direction"));
+        let sum: &mut (u64, u64) = all.entry(key).or_default();
+        sum.0 += number("requests");
+        sum.1 += number("size_bytes");
+        let [average, most, total] = ["avg_lat_ns", "max_lat_ns", "total_lat_ns"].map(number);
+        assert!(average <= most && most <= total && average * number("requests") <= total, "{row}");
+    }
+    all
+}
+
+fn bytes(blocks: u64) -> u64 {
+    blocks * BLOCK as u64
+}
+
+fn counts() -> Outcome {
+    let (one, two) = (Disk::any(), Disk::any());
+    // Where there is one: requests are then issued by a kernel thread.
+    one.scheduler("mq-deadline");
+    let pid = u64::from(std::process::id());
+    let own = pid.to_string();
+    let all = start("biotop", &["0.3"]);
+    let mine = start("biotop", &["-p", &own, "0.3"]);
+    let only = start("biotop", &["-p", &own, "-d", &two.name]);
+    let nobody = start("biotop", &["--comm", "bt-nobody"]);
+    let mut direct = Direct::open(&one.path());
+    (0..31).for_each(|i| direct.write(i * 2));
+    (0..47).for_each(|i| direct.read(i * 2));
+    (0..5).for_each(|_| direct.flush());
+    (0..3).for_each(|i| direct.discard(i * 64, 64));
+    let mut other = Direct::open(&two.path());
+    (0..23).for_each(|i| other.read(i));
+    let dd = Command::new("dd")
+        .arg(format!("if={}", two.path().display()))
+        .args(["of=/dev/null", "bs=4k", "count=11", "iflag=direct", "status=none"])
+        .spawn();
+    let mut dd = dd.expect("dd");
+    assert!(dd.wait().expect("wait").success());
+    let [all, mine, only, nobody] = [all, mine, only, nobody].map(|tool| of(&tool.stop()));
+    let key =
+        |pid: u64, disk: &Disk, direction: &str| (pid, disk.name.clone(), direction.to_string());
+    for seen in [&all, &mine] {
+        assert_eq!(seen.get(&key(pid, &one, "W")), Some(&(31, bytes(31))));
+        assert_eq!(seen.get(&key(pid, &one, "R")), Some(&(47, bytes(47))));
+        assert_eq!(seen.get(&key(pid, &one, "O")), Some(&(8, bytes(3 * 64))));
+    }
+    let theirs = key(pid, &two, "R");
+    for seen in [&all, &mine, &only] {
+        assert_eq!(seen.get(&theirs), Some(&(23, bytes(23))));
+    }
+    let of_dd = key(dd.id().into(), &two, "R");
+    assert_eq!(all.get(&of_dd), Some(&(11, bytes(11))));
+    assert!(mine.keys().all(|(shown, ..)| *shown == pid), "{mine:?}");
+    assert_eq!(only.into_keys().collect::<Vec<_>>(), [theirs]);
+    assert!(nobody.is_empty(), "{nobody:?}");
+    Outcome::Passed
+}
+
+/// Processes that come and go while intervals do: each with all of its requests.
+fn intervals() -> Outcome {
+    let disk = Disk::any();
+    let parent = std::process::id().to_string();
+    let tool = start("biotop", &["--ppid", &parent, "--comm", "dd", "-d", &disk.name, "0.05"]);
+    let pids: Vec<u64> = (0..40)
+        .map(|_| {
+            let dd = Command::new("dd")
+                .arg(format!("if={}", disk.path().display()))
+                .args(["of=/dev/null", "bs=4k", "count=70", "iflag=direct", "status=none"])
+                .spawn();
+            let mut dd = dd.expect("dd");
+            assert!(dd.wait().expect("wait").success());
+            dd.id().into()
+        })
+        .collect();
+    let finished = tool.stop();
+    assert!(finished.of("report").count() > 2, "too few intervals");
+    let seen = of(&finished);
+    let missed = finished.end()["missed"].as_u64().unwrap_or(0);
+    let sum: u64 = seen.values().map(|(requests, _)| requests).sum();
+    assert!(sum <= 2800 && 2800 - sum <= missed, "{sum} of 2800, {missed} missed");
+    for pid in pids.iter().filter(|_| missed == 0) {
+        let own = seen.get(&(*pid, disk.name.clone(), "R".into()));
+        assert_eq!(own, Some(&(70, bytes(70))), "{pid}");
+    }
+    Outcome::Passed
+}
+
+/// A device that takes 20 ms for everything.
+fn latency() -> Outcome {
+    let disk = match Disk::null(&[("irqmode", "2"), ("completion_nsec", "20000000")]) {
+        Ok(disk) => disk,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let own = std::process::id().to_string();
+    let tool = start("biotop", &["-p", &own, "-d", &disk.name, "60"]);
+    let mut direct = Direct::open(&disk.path());
+    let waited: Vec<Duration> = (0..10)
+        .map(|i| {
+            let started = Instant::now();
+            direct.read(i);
+            started.elapsed()
+        })
+        .collect();
+    let finished = tool.stop();
+    let rows: Vec<_> = finished.of("row").collect();
+    assert_eq!((rows.len(), &rows[0]["requests"]), (1, &10.into()), "{rows:?}");
+    let fields = ["avg_lat_ns", "max_lat_ns", "total_lat_ns"];
+    let [average, most, total] =
+        fields.map(|field| Duration::from_nanos(rows[0][field].as_u64().expect("a number")));
+    let longest = waited.iter().max().expect("ten");
+    assert!(average >= Duration::from_millis(20) && average <= most && most <= *longest);
+    assert!(total >= Duration::from_millis(200) && total <= waited.iter().sum(), "{total:?}");
+    Outcome::Passed
+}
+
+/// The words of the rows that are shown of two commands: one reads 128 KiB in two requests, the
+/// other 36 KiB in nine.
+fn table(disk: &Disk, args: &[&str]) -> Vec<Vec<String>> {
+    const HEADER: &str = "PID     COMM             D MAJ MIN DISK       I/O  Kbytes  AVGms";
+    let dd = |arguments| {
+        format!("dd if={} of=/dev/null iflag=direct status=none {arguments}", disk.path().display())
+    };
+    let script = format!("{}; {}", dd("bs=64k count=2"), dd("bs=4k count=9 skip=100"));
+    let args = [&["-d", &disk.name], args, &["60", "--", "sh", "-c", &script]].concat();
+    let output = command("biotop", &args).output().expect("biotop");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].contains(" loadavg: ") && lines[0].as_bytes()[2] == b':', "{text}");
+    assert_eq!(lines[1..3], ["", HEADER], "{text}");
+    let rows = lines[3..].iter().take_while(|line| !line.is_empty());
+    rows.map(|line| line.split_whitespace().map(String::from).collect()).collect()
+}
+
+fn text() -> Outcome {
+    let disk = Disk::any();
+    let number = fs::read_to_string(disk.sys("dev")).expect("dev");
+    let (major, minor) = number.trim().split_once(':').expect("two numbers");
+    let row = |io, kbytes| ["dd", "R", major, minor, &disk.name, io, kbytes].map(String::from);
+    let (large, many) = (row("2", "128"), row("9", "36"));
+    let orders = [
+        (&["-s", "bytes"][..], vec![&large, &many]),
+        (&["--sort", "io"], vec![&many, &large]),
+        (&["--noclear", "-s", "bytes", "-r", "1"], vec![&large]),
+        (&["-C", "-s", "io", "--rows", "1"], vec![&many]),
+    ];
+    for (args, expected) in orders {
+        let rows = table(&disk, args);
+        let shown: Vec<_> = rows.iter().map(|row| row[1..8].to_vec()).collect();
+        assert_eq!(shown, expected, "{args:?}");
+        for row in &rows {
+            assert!(row[0].parse::<u32>().is_ok_and(|pid| pid > 1), "{row:?}");
+            assert_eq!(row[8].split('.').nth(1).map(str::len), Some(2), "{row:?}");
+        }
+    }
+    for sort in ["all", "time"] {
+        assert_eq!(table(&disk, &["-s", sort]).len(), 2);
+    }
+    Outcome::Passed
+}
+
+fn usage_errors() -> Outcome {
+    for args in
+        [&["0"][..], &["abc"], &["-1"], &["1", "0"], &["-s", "no-such"], &["-r", "0"], &["-d", "x"]]
+    {
+        let output = command("biotop", args).output().expect("biotop");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
+    }
+    Outcome::Passed
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+//! bitesize against requests of known sizes, by threads of known names.
+
+use std::collections::BTreeMap;
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
+use std::process::Stdio;
+use std::thread;
+
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use crate::support::Case;
+use crate::support::Finished;
+use crate::support::Outcome;
+use crate::support::command;
+use crate::support::disk::BLOCK;
+use crate::support::disk::Direct;
+use crate::support::disk::Disk;
+use crate::support::start;
+
+pub const CASES: &[Case] = &[
+    Case::new("sizes by name", sizes),
+    Case::new("intervals", intervals),
+    Case::new("text", text),
+    Case::new("usage errors", usage_errors),
+];
+
+/// For each name: how many requests from each lower edge on, and all bytes.
+type Sizes = BTreeMap<String, (BTreeMap<u64, u64>, u64)>;
+
+fn of(finished: &Finished) -> Sizes {
+    finished.assert_clean();
+    let mut all = Sizes::new();
+    for record in finished.of("histogram") {
+        assert_eq!((&record["name"], &record["unit"]), (&"size_bytes".into(), &"bytes".into()));
+        let name = record["key"]["comm"].as_str().unwrap_or("?").to_string();
+        let (buckets, sum) = all.entry(name).or_default();
+        for bucket in record["buckets"].as_array().expect("buckets") {
+            let count = bucket["count"].as_u64().expect("count");
+            if count > 0 {
+                *buckets.entry(bucket["ge"].as_u64().expect("ge")).or_default() += count;
+            }
+        }
+        *sum += record["sum"].as_u64().expect("sum");
+    }
+    all
+}
+
+/// In a thread of this name: reads of 4, 16 and 64 KiB, so many of each, and then flushes.
+fn reads(disk: &Disk, name: &'static str, each: [usize; 4]) {
+    let path = disk.path();
+    let work = move || {
+        let direct = Direct::open(&path);
+        let mut memory = vec![0u8; 17 * BLOCK];
+        let at = memory.as_ptr().align_offset(BLOCK);
+        for (blocks, count) in [1, 4, 16].into_iter().zip(each) {
+            for i in 0..count {
+                // Not neighbours, which would be one request with a scheduler.
+                let offset = (i * 64 * BLOCK) as u64;
+                let buffer = &mut memory[at..at + blocks * BLOCK];
+                direct.file.read_exact_at(buffer, offset).expect("read");
+            }
+        }
+        (0..each[3]).for_each(|_| direct.flush());
+    };
+    thread::Builder::new().name(name.into()).spawn(work).expect("a thread").join().expect("reads");
+}
+
+fn buckets<const N: usize>(list: [(u64, u64); N]) -> BTreeMap<u64, u64> {
+    list.into_iter().collect()
+}
+
+fn sizes() -> Outcome {
+    let disk = Disk::any();
+    // Where there is one: requests are then issued by a kernel thread.
+    disk.scheduler("mq-deadline");
+    let own = std::process::id().to_string();
+    let tools = [
+        start("bitesize", &["-d", &disk.name]),
+        start("bitesize", &["--pid", &own, "--bytes", "-d", &disk.name]),
+        start("bitesize", &["-c", "bz-o", "-d", &disk.name]),
+        start("bitesize", &["--comm", "bz-two*", "-d", &disk.name]),
+        start("bitesize", &["-c", "bz-nobody"]),
+    ];
+    reads(&disk, "bz-one", [7, 5, 3, 2]);
+    reads(&disk, "bz-two", [0, 11, 0, 0]);
+    let [all, mine, one, two, nobody] = tools.map(|tool| of(&tool.stop()));
+    let kib = |n: u64| n << 10;
+    // A flush is a request of no bytes.
+    let first =
+        (buckets([(0, 2), (kib(4), 7), (kib(16), 5), (kib(64), 3)]), kib(7 * 4 + 5 * 16 + 3 * 64));
+    let second = (buckets([(kib(16), 11)]), kib(11 * 16));
+    for seen in [&all, &mine] {
+        assert_eq!((seen.get("bz-one"), seen.get("bz-two")), (Some(&first), Some(&second)));
+    }
+    assert_eq!(one, Sizes::from([("bz-one".into(), first)]));
+    assert_eq!(two, Sizes::from([("bz-two".into(), second)]));
+    assert_eq!(nobody, Sizes::new());
+    Outcome::Passed
+}
+
+/// Each report has what is new, and together they have all.
+fn intervals() -> Outcome {
+    let disk = Disk::any();
+    let own = std::process::id().to_string();
+    let mut tool = start("bitesize", &["-d", &disk.name, "--pid", &own, "0.2"]);
+    for round in 1..=3 {
+        reads(&disk, "bz-rounds", [round, 0, 0, 0]);
+        let record = tool.wait_for(|record| record["type"] == "histogram");
+        assert_eq!((&record["count"], &record["sum"]), (&round.into(), &(round * BLOCK).into()));
+        tool.wait_for(|record| record["type"] == "report");
+    }
+    let finished = tool.stop();
+    assert_eq!(of(&finished)["bz-rounds"].1, 6 * BLOCK as u64);
+    let counted = start("bitesize", &["-d", &disk.name, "0.1", "2"]).finish();
+    assert_eq!((counted.of("report").count(), &counted.end()["reason"]), (2, &"count".into()));
+    Outcome::Passed
+}
+
+fn text() -> Outcome {
+    const BANNER: &str = "Tracing block device I/O... Hit Ctrl-C to end.";
+    let disk = Disk::any();
+    let own = std::process::id().to_string();
+    for (args, unit, row) in [
+        (
+            &["-T"][..],
+            "Kbytes",
+            "         4 -> 7          : 3        |****************************************|",
+        ),
+        (
+            &["--bytes"],
+            "bytes",
+            "      4096 -> 8191       : 3        |****************************************|",
+        ),
+    ] {
+        let args = [args, &["-d", &disk.name, "--pid", &own]].concat();
+        let mut child = command("bitesize", &args).stdout(Stdio::piped()).spawn().expect("spawn");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut said = String::new();
+        // The banner comes when everything is attached.
+        stdout.read_line(&mut said).expect("the banner");
+        reads(&disk, "bz-t\x1bxt", [3, 0, 0, 0]);
+        kill(Pid::from_raw(i32::try_from(child.id()).expect("pid")), Signal::SIGTERM)
+            .expect("kill");
+        stdout.read_to_string(&mut said).expect("text");
+        assert!(child.wait().expect("wait").success());
+        let mut lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines[..2], [BANNER, ""], "{said}");
+        if args[0] == "-T" {
+            let time: Vec<_> = lines.remove(2).split(':').map(str::len).collect();
+            assert_eq!(time, [2, 2, 2], "{said}");
+        }
+        let head = format!("     {unit:<19} : count    distribution");
+        assert_eq!(lines[2..5], ["", "Process Name = bz-t\\x1bxt", &head], "{said}");
+        assert_eq!(lines.last(), Some(&row), "{said}");
+        assert_eq!(lines.len(), 5 + if unit == "Kbytes" { 3 } else { 13 }, "{said}");
+    }
+    Outcome::Passed
+}
+
+fn usage_errors() -> Outcome {
+    for args in [
+        &["0"][..],
+        &["abc"],
+        &["-1"],
+        &["1", "0"],
+        &["-c", ""],
+        &["-c", "sixteen-letters-"],
+        &["-d", "no-such-disk"],
+    ] {
+        let output = command("bitesize", args).output().expect("bitesize");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
+    }
+    Outcome::Passed
+}

@@ -12,6 +12,7 @@
 #include "bpfscope.h"
 #include "events.h"
 #include "filter.h"
+#include "owner.h"
 #include "sock.h"
 #include "syscall.h"
 #include "twin.h"
@@ -30,7 +31,6 @@
 #define ERESTARTSYS 512
 #define ERESTART_RESTARTBLOCK 516
 
-#define PF_IO_WORKER 0x00000010
 #define PF_KTHREAD 0x00200000
 #define S_IFMT 00170000
 #define S_IFSOCK 0140000
@@ -140,30 +140,6 @@ static __always_inline bool wanted(const struct sock_tuple *tuple)
 	barrier_var(port);
 	port &= 0xffff;
 	return want_port[port / 64] >> port % 64 & 1;
-}
-
-/* A worker of io_uring acts for its process, under a name of its own ("iou-wrk-PID"). */
-static __always_inline bool is_worker(struct task_struct *task)
-{
-	return BPF_CORE_READ(task, flags) & PF_IO_WORKER;
-}
-
-static __always_inline bool filter_owner(void)
-{
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-
-	if (is_worker(task))
-		return filter_task(BPF_CORE_READ(task, group_leader));
-	return filter_current();
-}
-
-static __always_inline void head_of_owner(struct event_head *head)
-{
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-
-	head_of_current(head);
-	if (is_worker(task))
-		BPF_CORE_READ_STR_INTO(&head->comm, task, group_leader, comm);
 }
 
 static __always_inline void count(const struct sock_tuple *tuple)

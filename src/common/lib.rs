@@ -35,10 +35,10 @@ pub mod multi;
 pub mod names;
 pub mod net;
 pub mod output;
-pub mod perf;
-pub mod pidns;
 #[cfg(feature = "kernel-packages")]
 pub mod package;
+pub mod perf;
+pub mod pidns;
 #[cfg(feature = "pprof")]
 pub mod pprof;
 pub mod prelude;
@@ -51,14 +51,16 @@ mod saved;
 pub mod schema;
 pub mod session;
 pub mod shared;
-pub mod swapped;
 pub mod stacks;
+pub mod swap;
+pub mod swapped;
 pub mod symbols;
 pub mod sys;
 pub mod table;
 pub mod terminal;
 pub mod time;
 pub mod tool;
+pub mod uprobe;
 pub mod value;
 
 pub use runner::main;

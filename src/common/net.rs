@@ -27,6 +27,11 @@ pub fn ip(version: u8, words: [u32; 4]) -> Value<'static> {
     address(version, words).map_or(Value::Null, Value::Ip)
 }
 
+/// A port as a value; 0 is none.
+pub fn port(port: u16) -> Value<'static> {
+    if port == 0 { Value::Null } else { Value::Uint(port.into()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

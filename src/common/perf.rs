@@ -4,7 +4,9 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::ffi::c_void;
+use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
@@ -44,6 +46,10 @@ const MISC_COMM_EXEC: u16 = 1 << 13;
 const PROT_EXEC: u32 = 4;
 
 fn open(attr: &mut perf_event_attr, cpu: u32) -> io::Result<OwnedFd> {
+    open_in(attr, -1, i32::try_from(cpu).unwrap_or(-1))
+}
+
+fn open_in(attr: &mut perf_event_attr, pid: i32, cpu: i32) -> io::Result<OwnedFd> {
     attr.size = u32::try_from(size_of::<perf_event_attr>()).unwrap_or(0);
     // SAFETY: the kernel reads `size` bytes of `attr`, which lives across the call, and refuses
     // what it does not know.
@@ -51,8 +57,8 @@ fn open(attr: &mut perf_event_attr, cpu: u32) -> io::Result<OwnedFd> {
         libc::syscall(
             libc::SYS_perf_event_open,
             std::ptr::from_mut(attr),
-            -1 as libc::pid_t,
-            i32::try_from(cpu).unwrap_or(-1),
+            pid,
+            cpu,
             -1,
             FLAG_FD_CLOEXEC,
         )
@@ -128,6 +134,41 @@ pub fn sample(
     }
     attr.set_disabled(1);
     let event = open(&mut attr, cpu)?;
+    ioctl(&event, IOC_SET_BPF, program.as_raw_fd())?;
+    ioctl(&event, IOC_ENABLE, 0)?;
+    Ok(event)
+}
+
+/// Lets `program` run whenever a file's code is executed at this offset, or when the function that
+/// begins there returns, until the descriptor is closed; in one process, or in all where `pid` is 0.
+///
+/// # Errors
+/// Fails when the kernel refuses: it has no uprobes, or cannot probe this instruction.
+pub fn uprobe(
+    path: &str,
+    offset: u64,
+    is_return: bool,
+    pid: u32,
+    program: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    let unknown = || io::Error::from(io::ErrorKind::Unsupported);
+    let number = |name: &str, before: &str| -> io::Result<u32> {
+        let text = fs::read_to_string(format!("/sys/bus/event_source/devices/uprobe/{name}"))?;
+        text.trim().strip_prefix(before).and_then(|n| n.parse().ok()).ok_or_else(unknown)
+    };
+    let mut attr = attr(number("type", "")?, 0);
+    if is_return {
+        attr.config = 1 << number("format/retprobe", "config:")?;
+    }
+    let path = CString::new(path)?;
+    attr.__bindgen_anon_3.config1 = u64::try_from(path.as_ptr().addr()).unwrap_or(0);
+    attr.__bindgen_anon_4.config2 = offset;
+    // On some CPU, for all processes; or in one process, wherever it runs.
+    let (pid, cpu) = match i32::try_from(pid) {
+        Ok(pid) if pid > 0 => (pid, -1),
+        _ => (-1, 0),
+    };
+    let event = open_in(&mut attr, pid, cpu)?;
     ioctl(&event, IOC_SET_BPF, program.as_raw_fd())?;
     ioctl(&event, IOC_ENABLE, 0)?;
     Ok(event)

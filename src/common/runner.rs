@@ -424,7 +424,8 @@ fn attempt<T: Tool>(
     let mut open = builder::<T>(types)?.open(&mut storage).context("opening the object")?;
     // Ids of cgroups are named, or containers looked for.
     let watch = cgroup::mount().is_some()
-        && (!common.container.is_empty() || sink.as_ref().is_some_and(|(_, output)| output.names_cgroups()));
+        && (!common.container.is_empty()
+            || sink.as_ref().is_some_and(|(_, output)| output.names_cgroups()));
     let _models = prepare(open.open_object_mut(), common, way, watch)?;
     let state_offset = ReaderState::offset(open.open_object())?;
     tool.configure(&mut open, way)?;

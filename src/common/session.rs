@@ -368,8 +368,16 @@ impl<'a> Session<'a> {
                 output.borrow_mut().flush()?;
                 self.report_loss(*output.borrow_mut())?;
                 acted += 1;
-                // From the last due time, not from now: intervals do not drift.
-                next_act = interval.map(|interval| due + interval);
+                // From the last due time, not from now: intervals do not drift. Those that went by
+                // while this one was served are one with the next.
+                let served = Instant::now();
+                next_act = interval.map(|interval| {
+                    let mut next = due + interval;
+                    while next <= served {
+                        next += interval;
+                    }
+                    next
+                });
                 if every.count.is_some_and(|count| acted >= count) {
                     self.end("count");
                     *next_act.get_or_insert(now) = now;

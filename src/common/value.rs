@@ -162,6 +162,8 @@ pub enum Format {
     Millis(usize),
     /// Bytes as whole units of 1,024.
     Kib,
+    /// Bytes as units of 1,024, with this many decimals.
+    KibWith(usize),
     /// Each string of a list in double quotes.
     Quoted,
 }
@@ -236,6 +238,10 @@ impl Value<'_> {
                 Format::Octal(width) => out.extend_from_slice(format!("{n:0width$o}").as_bytes()),
                 Format::Millis(decimals) => push_millis(out, n, decimals),
                 Format::Kib => push_uint(out, n / 1024),
+                Format::KibWith(decimals) => {
+                    // Of a number below 2^53 exact to more digits than are shown.
+                    out.extend_from_slice(format!("{:.decimals$}", n as f64 / 1024.0).as_bytes());
+                }
                 _ => push_uint(out, n),
             },
             Value::Str(text) => {
@@ -527,6 +533,7 @@ mod tests {
         assert_eq!(text(Value::Uint(1_234_567), Format::Millis(3)), "1.235");
         assert_eq!(text(Value::Uint(999_999_999), Format::Millis(0)), "1000");
         assert_eq!(text(Value::Uint(3 * 1024 + 1023), Format::Kib), "3");
+        assert_eq!(text(Value::Uint(1536), Format::KibWith(2)), "1.50");
         assert_eq!(text(Value::Int(-5), Format::Plain), "-5");
         assert_eq!(json(Value::Id(u64::MAX), Type::Id)["x"], "18446744073709551615");
     }

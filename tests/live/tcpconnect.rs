@@ -36,25 +36,17 @@ use nix::poll::PollFd;
 use nix::poll::PollFlags;
 use nix::poll::PollTimeout;
 use nix::poll::poll;
-use nix::sched::CloneFlags;
-use nix::sched::unshare;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::sys::socket::AddressFamily;
 use nix::sys::socket::Backlog;
 use nix::sys::socket::MsgFlags;
-use nix::sys::socket::SockFlag;
-use nix::sys::socket::SockType;
 use nix::sys::socket::SockaddrStorage;
 use nix::sys::socket::accept;
-use nix::sys::socket::bind;
-use nix::sys::socket::connect;
-use nix::sys::socket::getsockname;
 use nix::sys::socket::listen;
 use nix::sys::socket::recvmsg;
 use nix::sys::socket::sendto;
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::socket;
 use nix::sys::socket::sockopt;
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -66,6 +58,7 @@ use crate::support::Outcome;
 use crate::support::command;
 use crate::support::gettid;
 use crate::support::kernel;
+use crate::support::net::*;
 use crate::support::start;
 use crate::support::uring;
 
@@ -83,85 +76,6 @@ pub const CASES: &[Case] = &[
     Case::new("text columns", text_columns),
     Case::new("text of counts", text_counts),
 ];
-
-/// Runs a test in a thread with a network namespace of its own, of which only lo is up.
-fn isolated(test: impl FnOnce() -> Outcome + Send + 'static) -> Outcome {
-    let thread = thread::spawn(move || {
-        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-            return Outcome::Skipped(format!("no network namespace of its own: {error}"));
-        }
-        lo_up();
-        test()
-    });
-    thread.join().unwrap_or_else(|payload| {
-        let text = payload.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| payload.downcast_ref::<&str>().map(ToString::to_string));
-        panic!("{}", text.unwrap_or_default())
-    })
-}
-
-fn lo_up() {
-    let fd = tcp(AddressFamily::Inet, false);
-    // SAFETY: all zeros is a valid ifreq, and the kernel reads and writes no more than one.
-    unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-            *to = from.cast_signed();
-        }
-        assert_eq!(libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request), 0);
-        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
-        assert_eq!(libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request), 0);
-    }
-}
-
-fn tcp(family: AddressFamily, nonblocking: bool) -> OwnedFd {
-    let flags = if nonblocking { SockFlag::SOCK_NONBLOCK } else { SockFlag::empty() };
-    socket(family, SockType::Stream, flags | SockFlag::SOCK_CLOEXEC, None).expect("socket")
-}
-
-fn address(text: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(text.parse().expect("an address"), port)
-}
-
-fn family(address: SocketAddr) -> AddressFamily {
-    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
-}
-
-fn connect_to(fd: &OwnedFd, to: SocketAddr) -> Result<(), Errno> {
-    connect(fd.as_raw_fd(), &SockaddrStorage::from(to))
-}
-
-/// A socket of its family that was told to connect there, and what connect() said.
-fn dial(to: SocketAddr, nonblocking: bool) -> (OwnedFd, Result<(), Errno>) {
-    let fd = tcp(family(to), nonblocking);
-    let result = connect_to(&fd, to);
-    (fd, result)
-}
-
-fn local(fd: &OwnedFd) -> SocketAddr {
-    let name: SockaddrStorage = getsockname(fd.as_raw_fd()).expect("getsockname");
-    let v4 = name.as_sockaddr_in().map(|v4| SocketAddr::new(v4.ip().into(), v4.port()));
-    let v6 = || name.as_sockaddr_in6().map(|v6| SocketAddr::new(v6.ip().into(), v6.port()));
-    v4.or_else(v6).expect("an IP address")
-}
-
-/// A socket bound to a port that nobody else has.
-fn bound(to: &str) -> OwnedFd {
-    let to = address(to, 0);
-    let fd = tcp(family(to), false);
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(to)).expect("bind");
-    fd
-}
-
-fn listener(to: &str, backlog: i32) -> OwnedFd {
-    let fd = bound(to);
-    listen(&fd, Backlog::new(backlog).expect("backlog")).expect("listen");
-    fd
-}
-
-fn port_of(fd: &OwnedFd) -> u16 {
-    local(fd).port()
-}
 
 /// A listener on 127.0.0.1 that does not answer any more: its queue is full. Also the connection
 /// that fills it.

@@ -6,6 +6,7 @@
 
 pub mod burner;
 pub mod disk;
+pub mod net;
 pub mod schema;
 pub mod uring;
 

@@ -305,7 +305,7 @@ impl Args {
             &[
                 Value::Uint(tuple.version.into()),
                 net::ip(tuple.version, tuple.saddr),
-                port(tuple.sport),
+                net::port(tuple.sport),
                 daddr.map_or(Value::Null, Value::Ip),
                 Value::Uint(tuple.dport.into()),
                 Value::Bool(tuple.v4_mapped != 0),
@@ -349,7 +349,7 @@ impl Args {
                 &[
                     Value::Uint(target.version.into()),
                     net::ip(target.version, target.saddr),
-                    port(target.sport),
+                    net::port(target.sport),
                     net::ip(target.version, target.daddr),
                     Value::Uint(target.dport.into()),
                     Value::Uint(count),
@@ -380,11 +380,6 @@ impl From<&types::sock_tuple> for Target {
             sport: tuple.sport,
         }
     }
-}
-
-/// Port 0 is none.
-fn port(port: u16) -> Value<'static> {
-    if port == 0 { Value::Null } else { Value::Uint(port.into()) }
 }
 
 fn is_localhost(address: IpAddr) -> bool {

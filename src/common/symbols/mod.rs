@@ -20,6 +20,9 @@ use std::rc::Rc;
 use anyhow::Result;
 
 pub use kernel::tracing_frames;
+pub(crate) use maps::Line;
+pub(crate) use maps::exec_lines;
+pub(crate) use open::mapped as open_mapped;
 
 use crate::value::Frame;
 use binary::Binaries;

@@ -39,9 +39,9 @@ struct event {
 EXPORT_STRUCT(event);
 enum block_pattern export_block_pattern;
 
-static __always_inline int issued(struct request *request, bool typed)
+static __always_inline int issued(struct request *request, bool typed, bool is_twin)
 {
-	struct tracked_request *entry = request_issued(request, typed);
+	struct tracked_request *entry = request_issued(request, typed, is_twin);
 
 	if (entry && want_pattern)
 		entry->note =
@@ -49,10 +49,10 @@ static __always_inline int issued(struct request *request, bool typed)
 	return 0;
 }
 
-static __always_inline int done(__u64 *ctx, bool typed)
+static __always_inline int done(__u64 *ctx, bool typed, bool is_twin)
 {
 	struct request *request = (struct request *)ctx[0];
-	struct tracked_request *entry = request_done(request, (__u32)ctx[2], typed);
+	struct tracked_request *entry = request_done(request, (__u32)ctx[2], typed, is_twin);
 	__u64 key = (__u64)request;
 	struct event *event;
 

@@ -75,7 +75,7 @@ typedef void (*btf_trace_block_getrq___with_queue)(void *, struct request_queue 
 						   int);
 
 /* The current task has just got a request for a bio. */
-static __always_inline int submitted(__u64 *ctx, void *slots)
+static __always_inline int submitted(__u64 *ctx, void *slots, bool is_twin)
 {
 	__u64 bio;
 
@@ -95,7 +95,7 @@ static __always_inline int submitted(__u64 *ctx, void *slots)
 	struct stack_slot *slot = event_slot(slots);
 	struct origin origin = { .start_ns = bpf_ktime_get_ns(), .pid = current_ids() >> 32 };
 
-	if (!slot || !twin_first((__u32)id))
+	if (!slot || !twin_first((__u32)id, is_twin))
 		return 0;
 	origin.kernel = stack_of(ctx, slot, 0);
 	bpf_get_current_comm(origin.comm, sizeof(origin.comm));
@@ -231,13 +231,13 @@ int merge__btf(__u64 *ctx)
 SEC("tp_btf/block_getrq")
 int getrq__btf(__u64 *ctx)
 {
-	return submitted(ctx, &slot_getrq);
+	return submitted(ctx, &slot_getrq, false);
 }
 
 SEC("tp_btf/block_getrq")
 int getrq_twin__btf(__u64 *ctx)
 {
-	return submitted(ctx, &slot_getrq_twin);
+	return submitted(ctx, &slot_getrq_twin, true);
 }
 
 /* ---- way rawtp ---- */
@@ -275,11 +275,11 @@ int merge__rawtp(__u64 *ctx)
 SEC("raw_tp/block_getrq")
 int getrq__rawtp(__u64 *ctx)
 {
-	return submitted(ctx, &slot_getrq);
+	return submitted(ctx, &slot_getrq, false);
 }
 
 SEC("raw_tp/block_getrq")
 int getrq_twin__rawtp(__u64 *ctx)
 {
-	return submitted(ctx, &slot_getrq_twin);
+	return submitted(ctx, &slot_getrq_twin, true);
 }

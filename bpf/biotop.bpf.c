@@ -103,16 +103,16 @@ static __always_inline void count(const struct top_key *key, const struct tracke
 		sum->max_ns = latency;
 }
 
-static __always_inline int issued(struct request *request, bool typed)
+static __always_inline int issued(struct request *request, bool typed, bool is_twin)
 {
-	request_issued(request, typed);
+	request_issued(request, typed, is_twin);
 	return 0;
 }
 
-static __always_inline int done(__u64 *ctx, bool typed)
+static __always_inline int done(__u64 *ctx, bool typed, bool is_twin)
 {
 	struct request *request = (struct request *)ctx[0];
-	struct tracked_request *entry = request_done(request, (__u32)ctx[2], typed);
+	struct tracked_request *entry = request_done(request, (__u32)ctx[2], typed, is_twin);
 	__u64 id = (__u64)request;
 	struct top_key key = {};
 

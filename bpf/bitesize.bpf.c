@@ -37,9 +37,9 @@ static __always_inline void count(struct tracked_request *entry)
 }
 
 /* Counted when it is issued: its size is final then, and has not been used up yet. */
-static __always_inline int issued(struct request *request, bool typed)
+static __always_inline int issued(struct request *request, bool typed, bool is_twin)
 {
-	struct tracked_request *entry = request_issued(request, typed);
+	struct tracked_request *entry = request_issued(request, typed, is_twin);
 
 	if (entry)
 		count(entry);
@@ -47,10 +47,10 @@ static __always_inline int issued(struct request *request, bool typed)
 }
 
 /* So that the next request in its memory is not taken for the same. */
-static __always_inline int done(__u64 *ctx, bool typed)
+static __always_inline int done(__u64 *ctx, bool typed, bool is_twin)
 {
 	struct request *request = (struct request *)ctx[0];
-	struct tracked_request *entry = request_done(request, (__u32)ctx[2], typed);
+	struct tracked_request *entry = request_done(request, (__u32)ctx[2], typed, is_twin);
 	__u64 key = (__u64)request;
 
 	if (!entry)

@@ -87,13 +87,12 @@ __u32 bios_kept;
  * What twins know a request or bio by. The verifier lets nobody calculate with a pointer that it
  * knows the type of, but of its lower half, moved as such, it knows nothing.
  */
-static __always_inline bool twin_first_of(__u64 pointer)
+static __always_inline bool twin_first_of(__u64 pointer, bool is_twin)
 {
 	__u64 low;
 
 	asm volatile("r2 = %1; w2 = w2; %0 = r2" : "=r"(low) : "r"(pointer) : "r2");
-	/* Never 0. */
-	return twin_first(low >> 4 | 1);
+	return twin_first(low >> 4, is_twin);
 }
 
 #define PF_KTHREAD 0x00200000
@@ -194,12 +193,12 @@ static __always_inline void tracked_born(struct tracked_request *entry, __u64 bo
 }
 
 /* For block_io_start: the current task has made a request. */
-static __always_inline int request_started(struct request *request, bool typed)
+static __always_inline int request_started(struct request *request, bool typed, bool is_twin)
 {
 	__u64 key = (__u64)request;
 	struct tracked_request *entry;
 
-	if (!twin_first_of(key))
+	if (!twin_first_of(key, is_twin))
 		return 0;
 	entry = tracked_entry(&key);
 	if (!entry)
@@ -211,13 +210,13 @@ static __always_inline int request_started(struct request *request, bool typed)
 }
 
 /* For block_getrq, on kernels without the former: the current task gets a request for a bio. */
-static __always_inline int bio_started(__u64 *ctx)
+static __always_inline int bio_started(__u64 *ctx, bool is_twin)
 {
 	struct bio *bio = bio_of_getrq(ctx);
 	__u64 key = (__u64)bio;
 	struct bio_submitter *entry;
 
-	if (!submitters_by_bio || !twin_first_of(key))
+	if (!submitters_by_bio || !twin_first_of(key, is_twin))
 		return 0;
 	entry = bpf_map_lookup_elem(&submitted_bios, &key);
 	if (!entry) {
@@ -345,13 +344,13 @@ static __always_inline struct tracked_request *request_found(struct request *req
 }
 
 /* For block_rq_insert: the request enters the queue. */
-static __always_inline int request_queued(struct request *request, bool typed)
+static __always_inline int request_queued(struct request *request, bool typed, bool is_twin)
 {
 	__u64 key = (__u64)request;
 	__u64 born = request_read(typed, request, start_time_ns);
 	struct tracked_request *entry;
 
-	if (!twin_first_of(key))
+	if (!twin_first_of(key, is_twin))
 		return 0;
 	entry = bpf_map_lookup_elem(&requests, &key);
 	if (!entry || !request_lives(&entry->life, born))
@@ -368,13 +367,14 @@ static __always_inline int request_queued(struct request *request, bool typed)
  * For block_rq_issue: the request is given to the device. Its entry, if that is so for the first
  * time and it is wanted.
  */
-static __always_inline struct tracked_request *request_issued(struct request *request, bool typed)
+static __always_inline struct tracked_request *request_issued(struct request *request, bool typed,
+							      bool is_twin)
 {
 	__u64 key = (__u64)request;
 	__u64 born = request_read(typed, request, start_time_ns);
 	struct tracked_request *entry;
 
-	if (!twin_first_of(key))
+	if (!twin_first_of(key, is_twin))
 		return NULL;
 	entry = bpf_map_lookup_elem(&requests, &key);
 	if (!entry || !request_lives(&entry->life, born))
@@ -420,13 +420,13 @@ static __always_inline bool request_unissued(struct request *request, struct tra
  * them; request_over() when it has been read.
  */
 static __always_inline struct tracked_request *request_done(struct request *request, __u32 bytes,
-							    bool typed)
+							    bool typed, bool is_twin)
 {
 	__u64 key = (__u64)request;
 	__u32 left = request_read(typed, request, __data_len);
 	struct tracked_request *entry;
 
-	if (!twin_first_of(key))
+	if (!twin_first_of(key, is_twin))
 		return NULL;
 	entry = bpf_map_lookup_elem(&requests, &key);
 	if (!entry || !request_lives(&entry->life, request_read(typed, request, start_time_ns))) {
@@ -475,52 +475,52 @@ static __always_inline int request_merged(struct request *request)
 	SEC(section "/block_rq_complete")                                                          \
 	int complete__##way(__u64 *ctx)                                                            \
 	{                                                                                          \
-		return done(ctx, typed);                                                           \
+		return done(ctx, typed, false);                                                    \
 	}                                                                                          \
 	SEC(section "/block_rq_complete")                                                          \
 	int complete_twin__##way(__u64 *ctx)                                                       \
 	{                                                                                          \
-		return done(ctx, typed);                                                           \
+		return done(ctx, typed, true);                                                     \
 	}                                                                                          \
 	SEC(section "/block_rq_issue")                                                             \
 	int issue__##way(__u64 *ctx)                                                               \
 	{                                                                                          \
-		return issued(request_of(ctx), typed);                                             \
+		return issued(request_of(ctx), typed, false);                                      \
 	}                                                                                          \
 	SEC(section "/block_rq_issue")                                                             \
 	int issue_twin__##way(__u64 *ctx)                                                          \
 	{                                                                                          \
-		return issued(request_of(ctx), typed);                                             \
+		return issued(request_of(ctx), typed, true);                                       \
 	}                                                                                          \
 	SEC(section "/block_io_start")                                                             \
 	int start__##way(__u64 *ctx)                                                               \
 	{                                                                                          \
-		return request_started((struct request *)ctx[0], typed);                           \
+		return request_started((struct request *)ctx[0], typed, false);                    \
 	}                                                                                          \
 	SEC(section "/block_io_start")                                                             \
 	int start_twin__##way(__u64 *ctx)                                                          \
 	{                                                                                          \
-		return request_started((struct request *)ctx[0], typed);                           \
+		return request_started((struct request *)ctx[0], typed, true);                     \
 	}                                                                                          \
 	SEC(section "/block_getrq")                                                                \
 	int getrq__##way(__u64 *ctx)                                                               \
 	{                                                                                          \
-		return bio_started(ctx);                                                           \
+		return bio_started(ctx, false);                                                    \
 	}                                                                                          \
 	SEC(section "/block_getrq")                                                                \
 	int getrq_twin__##way(__u64 *ctx)                                                          \
 	{                                                                                          \
-		return bio_started(ctx);                                                           \
+		return bio_started(ctx, true);                                                     \
 	}                                                                                          \
 	SEC(section "/block_rq_insert")                                                            \
 	int insert__##way(__u64 *ctx)                                                              \
 	{                                                                                          \
-		return request_queued(request_of(ctx), typed);                                     \
+		return request_queued(request_of(ctx), typed, false);                              \
 	}                                                                                          \
 	SEC(section "/block_rq_insert")                                                            \
 	int insert_twin__##way(__u64 *ctx)                                                         \
 	{                                                                                          \
-		return request_queued(request_of(ctx), typed);                                     \
+		return request_queued(request_of(ctx), typed, true);                               \
 	}                                                                                          \
 	/* Since f3bdc62fd82e "blktrace: Provide event for request merging" (5.9). */              \
 	SEC(section "/block_rq_merge")                                                             \

@@ -214,9 +214,10 @@ static __always_inline void read_args(struct exec_slot *slot, struct mm_struct *
 	}
 }
 
-static __always_inline int exec_done(void *map, __u32 old_tid, struct linux_binprm *bprm)
+static __always_inline int exec_done(void *map, __u32 old_tid, struct linux_binprm *bprm,
+				     bool is_twin)
 {
-	if (!filter_current() || !twin_first(bpf_get_current_pid_tgid() >> 32))
+	if (!filter_current() || !twin_first(bpf_get_current_pid_tgid() >> 32, is_twin))
 		return 0;
 
 	struct exec_slot *slot = exec_slot(map);
@@ -254,13 +255,15 @@ static __always_inline int exec_done(void *map, __u32 old_tid, struct linux_binp
 SEC("raw_tp/sched_process_exec")
 int exec(struct bpf_raw_tracepoint_args *ctx)
 {
-	return exec_done(&slot_exec, (__u32)ctx->args[1], (struct linux_binprm *)ctx->args[2]);
+	return exec_done(&slot_exec, (__u32)ctx->args[1], (struct linux_binprm *)ctx->args[2],
+			 false);
 }
 
 SEC("raw_tp/sched_process_exec")
 int exec_twin(struct bpf_raw_tracepoint_args *ctx)
 {
-	return exec_done(&slot_exec_twin, (__u32)ctx->args[1], (struct linux_binprm *)ctx->args[2]);
+	return exec_done(&slot_exec_twin, (__u32)ctx->args[1], (struct linux_binprm *)ctx->args[2],
+			 true);
 }
 
 /* ---- failure ---- */
@@ -352,8 +355,15 @@ static __always_inline void walk_args(struct exec_slot *slot)
 	event->args_cut = 1;
 }
 
+/* Of rare calls there is only one program. */
+enum twin {
+	TWIN_NONE,
+	TWIN_FIRST,
+	TWIN_SECOND,
+};
+
 static __always_inline int exec_failed(void *map, struct pt_regs *regs, bool is_at, bool is_32bit,
-				       bool twin, long result)
+				       enum twin twin, long result)
 {
 	struct exec_call call;
 
@@ -362,7 +372,8 @@ static __always_inline int exec_failed(void *map, struct pt_regs *regs, bool is_
 	exec_call(&call, regs, is_at, is_32bit);
 	if ((call.flags & AT_EXECVE_CHECK) || !filter_current())
 		return 0;
-	if (twin && !twin_first((__u32)bpf_get_current_pid_tgid()))
+	if (twin != TWIN_NONE &&
+	    !twin_first((__u32)bpf_get_current_pid_tgid(), twin == TWIN_SECOND))
 		return 0;
 
 	struct exec_slot *slot = exec_slot(map);
@@ -407,11 +418,11 @@ static __always_inline int exec_failed(void *map, struct pt_regs *regs, bool is_
 		return exec_failed(&slot_failed_##name, regs, is_at, is_32bit, twin, result);      \
 	}
 
-FAILED_FEXIT(execve, SYSCALL_NATIVE "execve", false, false, true)
-FAILED_FEXIT(execve_twin, SYSCALL_NATIVE "execve", false, false, true)
-FAILED_FEXIT(execveat, SYSCALL_NATIVE "execveat", true, false, false)
-FAILED_FEXIT(compat_execve, SYSCALL_COMPAT "execve", false, true, false)
-FAILED_FEXIT(compat_execveat, SYSCALL_COMPAT "execveat", true, true, false)
+FAILED_FEXIT(execve, SYSCALL_NATIVE "execve", false, false, TWIN_FIRST)
+FAILED_FEXIT(execve_twin, SYSCALL_NATIVE "execve", false, false, TWIN_SECOND)
+FAILED_FEXIT(execveat, SYSCALL_NATIVE "execveat", true, false, TWIN_NONE)
+FAILED_FEXIT(compat_execve, SYSCALL_COMPAT "execve", false, true, TWIN_NONE)
+FAILED_FEXIT(compat_execveat, SYSCALL_COMPAT "execveat", true, true, TWIN_NONE)
 
 /* ---- way kprobe ---- */
 
@@ -444,7 +455,7 @@ static __always_inline int exec_return(void *map, bool is_at, bool is_32bit, lon
 	struct pt_regs *regs = (struct pt_regs *)*found;
 
 	bpf_map_delete_elem(&calls__kprobe, &tid);
-	return exec_failed(map, regs, is_at, is_32bit, false, result);
+	return exec_failed(map, regs, is_at, is_32bit, TWIN_NONE, result);
 }
 
 /* A thread that is not the first returns under another id: its entry goes here. */
@@ -454,7 +465,7 @@ int exec__kprobe(struct bpf_raw_tracepoint_args *ctx)
 	__u32 old_tid = ctx->args[1];
 
 	bpf_map_delete_elem(&calls__kprobe, &old_tid);
-	return exec_done(&slot_exec, old_tid, (struct linux_binprm *)ctx->args[2]);
+	return exec_done(&slot_exec, old_tid, (struct linux_binprm *)ctx->args[2], false);
 }
 
 #define FAILED_KPROBE(name, function, is_at, is_32bit)                                             \
@@ -493,5 +504,5 @@ int exec_exit__rawtp(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!is_at && number != (is_32bit ? NR32_execve : NR_execve))
 		return 0;
-	return exec_failed(&slot_failed_execve, regs, is_at, is_32bit, false, result);
+	return exec_failed(&slot_failed_execve, regs, is_at, is_32bit, TWIN_NONE, result);
 }

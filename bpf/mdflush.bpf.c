@@ -93,7 +93,7 @@ static __always_inline bool is_md(struct gendisk *disk)
 	       (name[2] == '_' || (name[2] >= '0' && name[2] <= '9'));
 }
 
-static __always_inline int queued(struct bio *bio, bool typed)
+static __always_inline int queued(struct bio *bio, bool typed, bool is_twin)
 {
 	__u32 opf = typed ? bio->bi_opf : BPF_CORE_READ(bio, bi_opf);
 	struct gendisk *disk;
@@ -108,7 +108,7 @@ static __always_inline int queued(struct bio *bio, bool typed)
 	if (!is_md(disk))
 		return 0;
 	/* A task has one bio at this place at a time. */
-	if (!twin_first((__u32)bpf_get_current_pid_tgid() | 1U << 31) || !filter_current())
+	if (!twin_first((__u32)bpf_get_current_pid_tgid(), is_twin) || !filter_current())
 		return 0;
 	bytes = typed ? bio->bi_iter.bi_size : BPF_CORE_READ(bio, bi_iter.bi_size);
 	number = (__u32)BPF_CORE_READ(disk, major) << 20 | (__u32)BPF_CORE_READ(disk, first_minor);
@@ -172,12 +172,12 @@ static __always_inline int done(__u64 *ctx, bool typed)
 	SEC(section "/block_bio_queue")                                                            \
 	int queue__##way(__u64 *ctx)                                                               \
 	{                                                                                          \
-		return queued(queued_bio(ctx), typed);                                             \
+		return queued(queued_bio(ctx), typed, false);                                      \
 	}                                                                                          \
 	SEC(section "/block_bio_queue")                                                            \
 	int queue_twin__##way(__u64 *ctx)                                                          \
 	{                                                                                          \
-		return queued(queued_bio(ctx), typed);                                             \
+		return queued(queued_bio(ctx), typed, true);                                       \
 	}
 
 HOOKS("tp_btf", btf, true)

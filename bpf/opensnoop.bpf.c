@@ -156,21 +156,21 @@ static __always_inline bool wanted(__u64 flags, int result)
 /* ---- way fexit ---- */
 
 /* The result is read as an int: it is a long until 6.x and an int in 7.x, without a sign above. */
-#define OPEN_FEXIT(name, slot, full)                                                               \
+#define OPEN_FEXIT(name, slot, full, is_twin)                                                      \
 	SEC("fexit/do_sys_openat2")                                                                \
 	int BPF_PROG(name, int dirfd, const char *path, struct open_how *how, int result)          \
 	{                                                                                          \
 		__u32 tid = (__u32)bpf_get_current_pid_tgid();                                     \
                                                                                                    \
-		if (!wanted(how->flags, result) || !twin_first(tid))                               \
+		if (!wanted(how->flags, result) || !twin_first(tid, is_twin))                      \
 			return 0;                                                                  \
 		return open_done(ctx, slot, full, dirfd, path, how->flags, how->mode, result);     \
 	}
 
-OPEN_FEXIT(open__fexit, &slot_exit, false)
-OPEN_FEXIT(open_twin__fexit, &slot_twin__fexit, false)
-OPEN_FEXIT(open_full__fexit, &slot_exit, true)
-OPEN_FEXIT(open_full_twin__fexit, &slot_twin__fexit, true)
+OPEN_FEXIT(open__fexit, &slot_exit, false, false)
+OPEN_FEXIT(open_twin__fexit, &slot_twin__fexit, false, true)
+OPEN_FEXIT(open_full__fexit, &slot_exit, true, false)
+OPEN_FEXIT(open_full_twin__fexit, &slot_twin__fexit, true, true)
 
 /* ---- way kprobe ---- */
 

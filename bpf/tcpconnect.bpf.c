@@ -232,21 +232,21 @@ static __always_inline int call_done(struct sock *sock, const void *address, int
 /* ---- way fexit ---- */
 
 /* A connect to a v4-mapped address goes from tcp_v6_connect() to tcp_v4_connect(): seen once. */
-#define CONNECT_FEXIT(name, function, is_v6)                                                       \
+#define CONNECT_FEXIT(name, function, is_v6, is_twin)                                              \
 	SEC("fexit/" function)                                                                     \
 	int BPF_PROG(name, struct sock *sock, const void *address, int size, int result)           \
 	{                                                                                          \
 		if (!is_v6 && sock_family(sock) == AF_INET6)                                       \
 			return 0;                                                                  \
-		if (!twin_first((__u32)bpf_get_current_pid_tgid()))                                \
+		if (!twin_first((__u32)bpf_get_current_pid_tgid(), is_twin))                       \
 			return 0;                                                                  \
 		return call_done(sock, address, size, result);                                     \
 	}
 
-CONNECT_FEXIT(connect4__fexit, "tcp_v4_connect", false)
-CONNECT_FEXIT(connect4_twin__fexit, "tcp_v4_connect", false)
-CONNECT_FEXIT(connect6__fexit, "tcp_v6_connect", true)
-CONNECT_FEXIT(connect6_twin__fexit, "tcp_v6_connect", true)
+CONNECT_FEXIT(connect4__fexit, "tcp_v4_connect", false, false)
+CONNECT_FEXIT(connect4_twin__fexit, "tcp_v4_connect", false, true)
+CONNECT_FEXIT(connect6__fexit, "tcp_v6_connect", true, false)
+CONNECT_FEXIT(connect6_twin__fexit, "tcp_v6_connect", true, true)
 
 /* ---- way kprobe ---- */
 

@@ -10,41 +10,49 @@
  *
  * So two programs with the same body, each with an EVENT_SLOT of its own, stand behind each other
  * on the function or tracepoint, and the one that comes first does the work. Way::twin() declares
- * them. What two tasks that are stopped in both at once keep from being seen is counted as missed.
+ * them. Which one comes first differs: tracepoints call in the order of attaching, trampolines in
+ * the opposite one.
  */
 #ifndef TWIN_H
 #define TWIN_H
 
 #include "bpfscope.h"
 
-/* Two ids that share a mark can show an event twice: few do, and only if stopped in between. */
-#define TWIN_MARKS 32768
+/* The kernel side of a tool knows some thousand things at a time; sharing a place does no harm. */
+#define TWIN_PLACES 8192
+
+/* How many hits each of the twins has seen. */
+struct twin_hits {
+	__u64 first;
+	__u64 second;
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, TWIN_MARKS);
+	__uint(max_entries, TWIN_PLACES);
 	__type(key, __u32);
-	__type(value, __u32);
-} twin_marks SEC(".maps");
+	__type(value, struct twin_hits);
+} twin_hits SEC(".maps");
 
 /*
- * Whether this hit of the task (or process) is still to be dealt with. The first twin leaves a mark
- * and the second takes it away. Where one of them was skipped the mark stays, and at the next hit
- * of the same task they change places.
+ * Whether this hit of the task, process or request is still to be dealt with: when this twin has
+ * now seen more hits than the other. One that was skipped lags behind from then on and leaves the
+ * work to the other. So a hit is lost only where both have been skipped, and there are never more
+ * of these than the smaller count of skips, which is what is reported as missed.
  */
-static __always_inline bool twin_first(__u32 id)
+static __always_inline bool twin_first(__u32 id, bool is_second)
 {
-	__u32 index = id % TWIN_MARKS;
-	__u32 *mark = bpf_map_lookup_elem(&twin_marks, &index);
+	__u32 index = id % TWIN_PLACES;
+	struct twin_hits *hits = bpf_map_lookup_elem(&twin_hits, &index);
 
-	if (!mark)
-		return true;
-	if (*mark == id) {
-		*mark = 0;
-		return false;
+	if (!hits)
+		return !is_second;
+	if (is_second) {
+		add_atomically(&hits->second, 1);
+		return READ_ONCE(hits->second) > READ_ONCE(hits->first);
 	}
-	*mark = id;
-	return true;
+	add_atomically(&hits->first, 1);
+	return READ_ONCE(hits->first) > READ_ONCE(hits->second);
 }
 
 #endif

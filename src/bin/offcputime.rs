@@ -230,7 +230,7 @@ were seen to map while they lived.",
             && let Err(error) = asides.note_mappings(&common.pid)
             && common.verbose
         {
-            complain("offcputime", &format!("processes that end will lack names: {error:#}"));
+            asides.remark(format!("processes that end will lack names: {error:#}"));
         }
         asides.add(Stop(Rc::clone(&self.stopped)));
         Ok(())

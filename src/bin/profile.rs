@@ -20,7 +20,6 @@ use bpfscope::cpus;
 use bpfscope::cpus::Arrivals;
 use bpfscope::maps;
 use bpfscope::output::Form;
-use bpfscope::output::complain;
 use bpfscope::perf;
 use bpfscope::perf::Rate;
 use bpfscope::perf::Source;
@@ -310,12 +309,11 @@ from user space are left out by the kernel, uncounted.",
             && let Err(error) = asides.note_mappings(&common.pid)
             && common.verbose
         {
-            complain("profile", &format!("processes that end will lack names: {error:#}"));
+            asides.remark(format!("processes that end will lack names: {error:#}"));
         }
         let sampling = Sampling::start(skel.progs.sample__perf.as_fd(), self.rate(), self.cpu)?;
         if sampling.source == Source::Clock && common.choice.form == Form::Columns {
-            complain(
-                "profile",
+            asides.remark(
                 "the CPU's counter of cycles is not available: a timer takes its place (cpu-clock)",
             );
         }

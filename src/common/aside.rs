@@ -53,9 +53,16 @@ pub struct Asides {
     /// Names of addresses.
     pub symbols: SharedSymbols,
     pub(crate) all: Vec<Box<dyn Aside>>,
+    /// What the user should know when the tool runs; `doctor` asks for it, too.
+    pub(crate) remarks: Vec<String>,
 }
 
 impl Asides {
+    /// Says something about how the tool runs here, once it does.
+    pub fn remark(&mut self, text: impl Into<String>) {
+        self.remarks.push(text.into());
+    }
+
     /// Adds one.
     pub fn add(&mut self, aside: impl Aside + 'static) {
         self.all.push(Box::new(aside));

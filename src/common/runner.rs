@@ -443,6 +443,7 @@ fn attempt<T: Tool>(
     if let Err(error) = tool.attach(&skel, common, &mut asides) {
         return Ok(Attempt::Refused(format!("{error:#}")));
     }
+    let remarks = [remarks, std::mem::take(&mut asides.remarks)].concat();
     let Some((records, mut output)) = sink.take() else {
         return Ok(Attempt::Taken(Climbed::Tried(way, remarks)));
     };

@@ -38,12 +38,18 @@ EXPORT_STRUCT(top_count);
 
 static const struct top_count nothing_counted;
 
-/* One interval. */
+EXPORT_STRUCT(top_key);
+EXPORT_STRUCT(top_count);
+
+/*
+ * One interval. Without the types of key and value: 6.1 takes a map for another kind of map when
+ * only one of the two has types, and those that follow are made without.
+ */
 struct top_map {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, struct top_key);
-	__type(value, struct top_count);
+	__uint(key_size, sizeof(struct top_key));
+	__uint(value_size, sizeof(struct top_count));
 } first_interval SEC(".maps");
 
 /*

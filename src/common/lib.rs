@@ -52,7 +52,6 @@ pub mod schema;
 pub mod session;
 pub mod shared;
 pub mod stacks;
-pub mod swap;
 pub mod swapped;
 pub mod symbols;
 pub mod sys;

@@ -132,19 +132,6 @@ pub fn read_all(map: &dyn MapCore) -> Result<Entries> {
     }
 }
 
-/// Deletes these entries. For maps that nobody else writes to at the time.
-///
-/// # Errors
-/// Fails when the kernel refuses.
-pub fn delete(map: &dyn MapCore, entries: &Entries) -> Result<()> {
-    for keys in entries.keys.chunks(BATCH as usize * entries.key_size.max(1)) {
-        let count = u32::try_from(keys.len() / entries.key_size)?;
-        map.delete_batch(keys, count, MapFlags::ANY, MapFlags::ANY)
-            .with_context(|| format!("emptying map {:?}", map.name()))?;
-    }
-    Ok(())
-}
-
 fn array_value(map: &dyn MapCore, key: &[u8], cpus: Option<usize>) -> Result<Vec<u8>> {
     let missing = || format!("reading map {:?}", map.name());
     if cpus.is_none() {

@@ -40,9 +40,15 @@ APART void burn_blue(unsigned long n)
 
 APART void burn_caller(void (*red)(unsigned long), void (*blue)(unsigned long), long rounds)
 {
+	/* Rounds differ in length, so that no sampling falls into step with them. */
+	unsigned long number = 1;
+
 	for (long i = 0; rounds < 0 || i < rounds; i++) {
-		red(3 * UNIT);
-		blue(UNIT);
+		unsigned long unit = UNIT / 2 + (number >> 33) % UNIT;
+
+		number = number * 6364136223846793005UL + 1442695040888963407UL;
+		red(3 * unit);
+		blue(unit);
 		sink++;
 	}
 }

@@ -252,7 +252,10 @@ fn try_here(subject: &Subject<'_>) -> Result<Diagnosis> {
     Ok(Diagnosis {
         verdict,
         way: way.as_ref().map(|way| way.name),
-        programs: way.into_iter().flat_map(|way| [way.programs, way.by_hand, way.optional].concat()).collect(),
+        programs: way
+            .into_iter()
+            .flat_map(|way| [way.programs, way.by_hand, way.optional].concat())
+            .collect(),
         reason,
         refused,
         remarks,
@@ -303,7 +306,10 @@ fn judge(subject: &Subject<'_>, package: &Package, kernel: &mut Kernel) -> Resul
     Ok(Diagnosis {
         verdict,
         way: taken.as_ref().map(|way| way.name),
-        programs: taken.into_iter().flat_map(|way| [way.programs, way.by_hand, way.optional].concat()).collect(),
+        programs: taken
+            .into_iter()
+            .flat_map(|way| [way.programs, way.by_hand, way.optional].concat())
+            .collect(),
         reason,
         refused,
         remarks,

@@ -161,7 +161,7 @@ fn ordinary_run(said: &[Value]) {
     for tool in said.iter().filter(|tool| tool["verdict"] != "runs") {
         let reason = tool["reason"].as_str().expect("a reason");
         assert!(kept && by_perf[tool["tool"].as_str().expect("a name")], "{tool}");
-        assert!(reason.contains("perf_event_paranoid") && reason.contains("CAP_SYS_ADMIN"));
+        assert!(reason.contains("perf_event"), "{tool}");
     }
 }
 
@@ -345,7 +345,9 @@ fn no_tracefs() -> Outcome {
     assert_eq!((status, tracefs["found"].as_str()), (0, Some("not mounted")), "{tracefs}");
     // The return probes that then have little room are spoken of.
     for tool in &said {
-        let returns = tool["way"] == "kprobe";
+        // By their names: what is hooked in where a function returns.
+        let programs = tool["programs"].to_string();
+        let returns = tool["way"] == "kprobe" && programs.contains("_exit");
         assert_eq!(tool["remarks"].to_string().contains("tracefs"), returns, "{tool}");
     }
     Outcome::Passed

@@ -185,7 +185,9 @@ pub fn hint(error: &str) -> Option<String> {
     if !in_first_user_namespace() {
         return Some("capabilities do not count in a user namespace of one's own".into());
     }
-    if let Some(obstacle) = locked_memory_obstacle() {
+    // The limit refuses with EPERM; EACCES comes from elsewhere.
+    let by_limit = error.contains("not permitted") || error.contains("EPERM");
+    if let Some(obstacle) = by_limit.then(locked_memory_obstacle).flatten() {
         return Some(obstacle);
     }
     if lockdown == "integrity" {

@@ -7,13 +7,16 @@
  * hooked where it comes in, which is one function for 64-bit callers and mostly another one for
  * 32-bit callers. Where no kernel function can be probed, sys_enter and sys_exit see the same calls
  * at a higher price.
+ *
+ * By kprobes and not by fentry and fexit, which would cost less: on a preemptible kernel (twin.h)
+ * threads that sync without pause stop in the middle of these so often that twins are both skipped.
+ * Kprobes run with preemption off. Beside what a call does, the difference is small.
  */
 #include "bpfscope.h"
 #include "events.h"
 #include "filter.h"
 #include "path.h"
 #include "syscall.h"
-#include "twin.h"
 
 /* In the order of their names in syncsnoop.rs. */
 enum call_kind {
@@ -114,7 +117,7 @@ static __always_inline int call_begins(struct pt_regs *regs, enum call_kind kind
 	return 0;
 }
 
-/* Takes the call that the thread is in, once: a twin that comes second finds none. */
+/* Takes the call that the thread is in. */
 static __always_inline bool take_call(struct call *call)
 {
 	__u32 tid = (__u32)bpf_get_current_pid_tgid();
@@ -123,7 +126,8 @@ static __always_inline bool take_call(struct call *call)
 	if (!found)
 		return false;
 	*call = *found;
-	return bpf_map_delete_elem(&calls, &tid) == 0;
+	bpf_map_delete_elem(&calls, &tid);
+	return true;
 }
 
 static __always_inline void describe(struct event *event, const struct call *call, int result)
@@ -191,53 +195,12 @@ static __always_inline int file_call_ends(void *slot_map, int result)
 	return 0;
 }
 
-/* ---- way fexit ---- */
-
-#define FENTRY(name, function, kind, is_second)                                                    \
-	SEC("fentry/" function)                                                                    \
-	int BPF_PROG(name, struct pt_regs *regs)                                                   \
-	{                                                                                          \
-		__u32 tid = (__u32)bpf_get_current_pid_tgid();                                     \
-                                                                                                   \
-		if (!filter_current() || !twin_first(tid, is_second))                              \
-			return 0;                                                                  \
-		return call_begins(regs, kind, syscall_is_32bit());                                \
-	}
-
-#define FEXIT(name, function)                                                                      \
-	SEC("fexit/" function)                                                                     \
-	int BPF_PROG(name, struct pt_regs *regs, int result)                                       \
-	{                                                                                          \
-		return call_ends(result);                                                          \
-	}
-
-#define FILE_FEXIT(name, function)                                                                 \
-	EVENT_SLOT(slot_##name, struct sync_slot);                                                 \
-	SEC("fexit/" function)                                                                     \
-	int BPF_PROG(name, struct pt_regs *regs, int result)                                       \
-	{                                                                                          \
-		return file_call_ends(&slot_##name, result);                                       \
-	}
-
-/* Without a twin: the first program has always seen more hits than the second. */
-#define WITH_FEXIT(role, function, kind)                                                           \
-	FENTRY(role##_enter__fexit, function, kind, false)                                         \
-	FEXIT(role##_exit__fexit, function)
-
-#define FILE_WITH_FEXIT(role, function, kind)                                                      \
-	FENTRY(role##_enter__fexit, function, kind, false)                                         \
-	FILE_FEXIT(role##_exit__fexit, function)
-
-#define TWINS_FEXIT(role, function, kind)                                                          \
-	FENTRY(role##_enter_twin__fexit, function, kind, true)                                     \
-	FILE_FEXIT(role##_exit_twin__fexit, function)
-
 /* ---- way kprobe ---- */
 
-/* Kprobes run with preemption off, so that those below can share a slot. */
+/* Preemption is off, so that all of them can share a slot. */
 EVENT_SLOT(slot__kprobe, struct sync_slot);
 
-#define KPROBE(role, function, kind)                                                               \
+#define CALL_ENTER(role, function, kind)                                                           \
 	SEC("kprobe/" function)                                                                    \
 	int BPF_KPROBE(role##_enter__kprobe, struct pt_regs *regs)                                 \
 	{                                                                                          \
@@ -246,31 +209,21 @@ EVENT_SLOT(slot__kprobe, struct sync_slot);
 		return call_begins(regs, kind, syscall_is_32bit());                                \
 	}
 
-#define WITH_KPROBE(role, function, kind)                                                          \
-	KPROBE(role, function, kind)                                                               \
+#define CALL(role, function, kind)                                                                 \
+	CALL_ENTER(role, function, kind)                                                           \
 	SEC("kretprobe/" function)                                                                 \
 	int BPF_KRETPROBE(role##_exit__kprobe, int result)                                         \
 	{                                                                                          \
 		return call_ends(result);                                                          \
 	}
 
-#define FILE_WITH_KPROBE(role, function, kind)                                                     \
-	KPROBE(role, function, kind)                                                               \
+#define FILE_CALL(role, function, kind)                                                            \
+	CALL_ENTER(role, function, kind)                                                           \
 	SEC("kretprobe/" function)                                                                 \
 	int BPF_KRETPROBE(role##_exit__kprobe, int result)                                         \
 	{                                                                                          \
 		return file_call_ends(&slot__kprobe, result);                                      \
 	}
-
-/* ---- the calls, in both ways ---- */
-
-#define CALL(role, function, kind)                                                                 \
-	WITH_FEXIT(role, function, kind)                                                           \
-	WITH_KPROBE(role, function, kind)
-
-#define FILE_CALL(role, function, kind)                                                            \
-	FILE_WITH_FEXIT(role, function, kind)                                                      \
-	FILE_WITH_KPROBE(role, function, kind)
 
 CALL(sync, SYSCALL_NO_ARGS "sync", CALL_SYNC)
 CALL(msync, SYSCALL_NATIVE "msync", CALL_MSYNC)
@@ -289,10 +242,6 @@ FILE_CALL(range32, SYSCALL_32BIT "ia32_sync_file_range", CALL_RANGE32)
 #define CALL_RANGE32 CALL_ARM_SYNC_FILE_RANGE
 FILE_CALL(range32, SYSCALL_COMPAT "aarch32_sync_file_range2", CALL_RANGE32)
 #endif
-
-/* Those that databases make all the time; of the others what the kernel skips is counted. */
-TWINS_FEXIT(fsync, SYSCALL_NATIVE "fsync", CALL_FSYNC)
-TWINS_FEXIT(fdatasync, SYSCALL_NATIVE "fdatasync", CALL_FDATASYNC)
 
 /* ---- way rawtp ---- */
 

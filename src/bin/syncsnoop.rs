@@ -39,42 +39,6 @@ static RANGE_FLAGS: [Flag; 3] = [
     bit(libc::SYNC_FILE_RANGE_WAIT_AFTER, "SYNC_FILE_RANGE_WAIT_AFTER"),
 ];
 
-/// Ways fexit and kprobe have the same programs under their own names.
-macro_rules! way {
-    ($way:literal) => {
-        Way::new(
-            $way,
-            &[
-                concat!("sync_exit__", $way),
-                concat!("sync_enter__", $way),
-                concat!("msync_exit__", $way),
-                concat!("msync_enter__", $way),
-                concat!("fsync_exit__", $way),
-                concat!("fsync_enter__", $way),
-                concat!("fdatasync_exit__", $way),
-                concat!("fdatasync_enter__", $way),
-                concat!("syncfs_exit__", $way),
-                concat!("syncfs_enter__", $way),
-                concat!("range_exit__", $way),
-                concat!("range_enter__", $way),
-            ],
-        )
-        // Functions of 32-bit callers alone, which kernels without 32-bit programs have not.
-        .optional(&[
-            concat!("msync32_exit__", $way),
-            concat!("msync32_enter__", $way),
-            concat!("fsync32_exit__", $way),
-            concat!("fsync32_enter__", $way),
-            concat!("fdatasync32_exit__", $way),
-            concat!("fdatasync32_enter__", $way),
-            concat!("syncfs32_exit__", $way),
-            concat!("syncfs32_enter__", $way),
-            concat!("range32_exit__", $way),
-            concat!("range32_enter__", $way),
-        ])
-    };
-}
-
 impl Tool for Args {
     type Bpf = bpf::Object;
 
@@ -123,12 +87,36 @@ and where another thread has closed the descriptor meanwhile.",
 
     fn ways(&self) -> Vec<Way> {
         vec![
-            way!("fexit")
-                .twin("fsync_exit__fexit", "fsync_exit_twin__fexit")
-                .twin("fsync_enter__fexit", "fsync_enter_twin__fexit")
-                .twin("fdatasync_exit__fexit", "fdatasync_exit_twin__fexit")
-                .twin("fdatasync_enter__fexit", "fdatasync_enter_twin__fexit"),
-            way!("kprobe"),
+            Way::new(
+                "kprobe",
+                &[
+                    "sync_exit__kprobe",
+                    "sync_enter__kprobe",
+                    "msync_exit__kprobe",
+                    "msync_enter__kprobe",
+                    "fsync_exit__kprobe",
+                    "fsync_enter__kprobe",
+                    "fdatasync_exit__kprobe",
+                    "fdatasync_enter__kprobe",
+                    "syncfs_exit__kprobe",
+                    "syncfs_enter__kprobe",
+                    "range_exit__kprobe",
+                    "range_enter__kprobe",
+                ],
+            )
+            // Functions of 32-bit callers alone, which kernels without 32-bit programs have not.
+            .optional(&[
+                "msync32_exit__kprobe",
+                "msync32_enter__kprobe",
+                "fsync32_exit__kprobe",
+                "fsync32_enter__kprobe",
+                "fdatasync32_exit__kprobe",
+                "fdatasync32_enter__kprobe",
+                "syncfs32_exit__kprobe",
+                "syncfs32_enter__kprobe",
+                "range32_exit__kprobe",
+                "range32_enter__kprobe",
+            ]),
             Way::new("rawtp", &["exit__rawtp", "enter__rawtp"]),
         ]
     }

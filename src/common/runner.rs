@@ -307,7 +307,7 @@ static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn on_libbpf(level: PrintLevel, text: String) {
     if VERBOSE.load(Ordering::Relaxed) {
-        complain("libbpf", text.trim_end());
+        complain("libbpf", text.strip_prefix("libbpf: ").unwrap_or(&text).trim_end());
     }
     if matches!(level, PrintLevel::Warn)
         && let Ok(mut warnings) = WARNINGS.lock()

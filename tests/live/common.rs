@@ -96,20 +96,14 @@ fn expected(tool: &str) -> BTreeMap<Vec<String>, String> {
 
 /// What the verifier said of each program, in what a tool says under `-v`.
 fn verified(stderr: &str) -> Vec<(String, u64)> {
-    let mut programs = Vec::new();
-    let mut program = None;
-    for line in stderr.lines() {
-        if let Some((before, _)) = line.split_once("': -- BEGIN PROG LOAD LOG --") {
-            program = before.split_once("prog '").map(|(_, name)| name.to_string());
-        }
-        if let Some(count) = line.strip_prefix("processed ")
-            && let Some(program) = program.take()
-        {
-            let count = count.split(' ').next().expect("a word");
-            programs.push((program, count.parse().expect("a number")));
-        }
-    }
-    programs
+    let of_line = |line: &str| {
+        let (before, log) = line.split_once("': -- BEGIN PROG LOAD LOG --")?;
+        let (_, program) = before.split_once("prog '")?;
+        let (_, count) = log.split_once("processed ")?;
+        let count = count.split(' ').next()?.parse().expect("a number");
+        Some((program.to_string(), count))
+    };
+    stderr.lines().filter_map(of_line).collect()
 }
 
 /// Holds what the verifier had to do against tests/verifier/NAME: no program may grow by more than

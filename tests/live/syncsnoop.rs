@@ -6,14 +6,11 @@ use std::ffi::OsStr;
 use std::fs;
 use std::fs::File;
 use std::fs::OpenOptions;
-use std::io::BufRead as _;
-use std::io::BufReader;
 use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::Command;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::Barrier;
 use std::thread;
@@ -34,7 +31,10 @@ use serde_json::json;
 use crate::support::Case;
 use crate::support::Finished;
 use crate::support::Outcome;
+#[cfg(target_arch = "x86_64")]
+use crate::support::call_32bit;
 use crate::support::gettid;
+use crate::support::lines_of;
 use crate::support::scratch;
 use crate::support::start;
 
@@ -165,26 +165,12 @@ fn every_call() -> Outcome {
 /// The same calls as a 32-bit program makes them: `int 0x80`, its numbers, long numbers in halves.
 #[cfg(target_arch = "x86_64")]
 fn compat() -> Outcome {
-    use std::arch::asm;
-
     let path = scratch("compat").join("file");
     let file = file(&path);
     let fd = file.as_raw_fd();
     let address = u32::try_from(mapping(&file)).expect("below 4 GiB");
-    let call = |number: u32, args: [u32; 6]| -> i32 {
-        let result: i32;
-        // SAFETY: none of these calls writes to memory; int 0x80 preserves what is not named here.
-        unsafe {
-            asm!(
-                "push rbx", "push rbp", "mov ebx, r12d", "mov ebp, r13d", "int 0x80",
-                "pop rbp", "pop rbx",
-                inlateout("eax") number => result, in("r12") args[0], in("ecx") args[1],
-                in("edx") args[2], in("esi") args[3], in("edi") args[4], in("r13") args[5],
-                out("r8") _, out("r9") _, out("r10") _, out("r11") _,
-            );
-        }
-        result
-    };
+    // SAFETY: none of these calls writes to memory.
+    let call = |number, args| unsafe { call_32bit(number, args) };
     let tool = start("syncsnoop", &["--tid", &gettid().to_string()]);
     let number = fd.cast_unsigned();
     if call(118, [number, 0, 0, 0, 0, 0]) == -libc::ENOSYS {
@@ -274,7 +260,7 @@ fn files() -> Outcome {
     assert_eq!(events[5]["error"], "EINVAL");
 
     let args = ["--tid", &tid, "--limit", "6", "--fields", "path"];
-    let lines = text_run(&args, sync_all);
+    let lines = lines_of("syncsnoop", &args, sync_all);
     let escaped = format!("{base}/a\\nb\\x1b[2J\\xff");
     let deleted = format!("{base}/deleted");
     assert_eq!(lines, ["PATH", &escaped, &deleted, &cut, "/", "-", "-"]);
@@ -339,24 +325,11 @@ fn filters() -> Outcome {
     Outcome::Passed
 }
 
-/// Runs syncsnoop in text form around `act` and returns its lines. It ends by its own limit.
-fn text_run(args: &[&str], act: impl Fn()) -> Vec<String> {
-    let mut child =
-        crate::support::command("syncsnoop", args).stdout(Stdio::piped()).spawn().expect("tool");
-    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-    // The header comes when everything is attached.
-    let mut all = vec![lines.next().expect("a header").expect("text")];
-    act();
-    all.extend(lines.map_while(Result::ok));
-    assert!(child.wait().expect("wait").success());
-    all
-}
-
 fn text_columns() -> Outcome {
     let file = file(&scratch("text").join("file"));
     let tid = gettid().to_string();
     let before = boot_ns();
-    let lines = text_run(&["--tid", &tid, "--limit", "2"], || {
+    let lines = lines_of("syncsnoop", &["--tid", &tid, "--limit", "2"], || {
         file.sync_all().expect("synced");
         file.sync_data().expect("synced");
     });

@@ -15,6 +15,10 @@
 
 #define SYSCALL_NATIVE "__x64_sys_"
 #define SYSCALL_COMPAT "__ia32_compat_sys_"
+/* Of calls whose arguments need no translation, 32-bit callers have a function of their own. */
+#define SYSCALL_32BIT "__ia32_sys_"
+/* Calls without arguments have one function under several names, of which BTF has this one. */
+#define SYSCALL_NO_ARGS "__do_sys_"
 
 /* Added by the kernel for every 64-bit caller of open() and openat(). */
 #define O_LARGEFILE 00100000
@@ -25,12 +29,24 @@
 #define NR_openat2 437
 #define NR_execve 59
 #define NR_execveat 322
+#define NR_sync 162
+#define NR_fsync 74
+#define NR_fdatasync 75
+#define NR_msync 26
+#define NR_syncfs 306
+#define NR_sync_file_range 277
 #define NR32_open 5
 #define NR32_creat 8
 #define NR32_openat 295
 #define NR32_openat2 437
 #define NR32_execve 11
 #define NR32_execveat 358
+#define NR32_sync 36
+#define NR32_fsync 118
+#define NR32_fdatasync 148
+#define NR32_msync 144
+#define NR32_syncfs 344
+#define NR32_sync_file_range 314
 
 static __always_inline bool syscall_is_32bit(void)
 {
@@ -85,6 +101,9 @@ static __always_inline __u64 syscall_arg(struct pt_regs *regs, int index, bool i
 
 #define SYSCALL_NATIVE "__arm64_sys_"
 #define SYSCALL_COMPAT "__arm64_compat_sys_"
+/* No such function: 32-bit callers come through the native one. */
+#define SYSCALL_32BIT "__arm64_32bit_sys_"
+#define SYSCALL_NO_ARGS "__arm64_sys_"
 
 #define O_LARGEFILE 00400000
 
@@ -95,12 +114,25 @@ static __always_inline __u64 syscall_arg(struct pt_regs *regs, int index, bool i
 #define NR_openat2 437
 #define NR_execve 221
 #define NR_execveat 281
+#define NR_sync 81
+#define NR_fsync 82
+#define NR_fdatasync 83
+#define NR_msync 227
+#define NR_syncfs 267
+#define NR_sync_file_range 84
 #define NR32_open 5
 #define NR32_creat 8
 #define NR32_openat 322
 #define NR32_openat2 437
 #define NR32_execve 11
 #define NR32_execveat 387
+#define NR32_sync 36
+#define NR32_fsync 118
+#define NR32_fdatasync 148
+#define NR32_msync 144
+#define NR32_syncfs 373
+/* arm_sync_file_range(), with its arguments in another order. */
+#define NR32_sync_file_range 341
 
 static __always_inline bool syscall_is_32bit(void)
 {

@@ -37,6 +37,7 @@ pub mod net;
 pub mod output;
 #[cfg(feature = "kernel-packages")]
 pub mod package;
+pub mod path;
 pub mod perf;
 pub mod pidns;
 #[cfg(feature = "pprof")]

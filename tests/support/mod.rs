@@ -430,6 +430,40 @@ pub fn process(record: &Value) -> (u64, u64, u64, u64) {
     (number("pid"), number("tid"), number("ppid"), number("uid"))
 }
 
+/// Runs a tool in text form around `act` and returns its lines, the header first. It must end by
+/// itself (`--limit`).
+pub fn lines_of(tool: &str, args: &[&str], act: impl FnOnce()) -> Vec<String> {
+    let mut child = command(tool, args).stdout(Stdio::piped()).spawn().expect("a tool");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    // The header comes when everything is attached.
+    let mut all = vec![lines.next().expect("a header").expect("text")];
+    act();
+    all.extend(lines.map_while(Result::ok));
+    assert!(child.wait().expect("wait").success());
+    all
+}
+
+/// A system call as 32-bit programs make it, with their number, by `int 0x80`. Its result, or a
+/// negative errno; `-ENOSYS` where the kernel has no such calls.
+///
+/// # Safety
+/// As that of the call: memory that it writes to must be there for it, below 4 GiB.
+#[cfg(target_arch = "x86_64")]
+pub unsafe fn call_32bit(number: u32, args: [u32; 6]) -> i32 {
+    let result: i32;
+    // SAFETY: int 0x80 preserves what is not named here; the caller answers for the call itself.
+    unsafe {
+        std::arch::asm!(
+            "push rbx", "push rbp", "mov ebx, r12d", "mov ebp, r13d", "int 0x80",
+            "pop rbp", "pop rbx",
+            inlateout("eax") number => result, in("r12") args[0], in("ecx") args[1],
+            in("edx") args[2], in("esi") args[3], in("edi") args[4], in("r13") args[5],
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    result
+}
+
 /// Waits until a thread is blocked in this system call.
 pub fn wait_until_in_call(tid: u64, number: i64) {
     let until = Instant::now() + patience();

@@ -93,8 +93,8 @@ fn keys() -> Outcome {
     let procs = cgroup.path.join("cgroup.procs");
     let mut echo = Echo::start(&mut unshare, |parent| {
         let procs = fs::read_to_string(&procs).expect("cgroup.procs");
-        let pids = procs.lines().map(|line| line.parse().expect("a number"));
-        pids.filter(|pid| *pid != parent).next().expect("a child")
+        let mut pids = procs.lines().map(|line| line.parse().expect("a number"));
+        pids.find(|pid| *pid != parent).expect("a child")
     });
     let before = echo.schedstat();
     let link = fs::read_link(format!("/proc/{}/ns/pid", echo.pid)).expect("a namespace");

@@ -214,13 +214,7 @@ them passes the filter. It has no place on the disk, so -d with a partition leav
                 all.add(&latency.slots, latency.sum);
             }
             if self.extension && all.count() > 0 {
-                let total = all.sum / unit.scale;
-                out.line(&format!(
-                    "\navg = {} {unit}, total: {total} {unit}, count: {}\n",
-                    total / all.count(),
-                    all.count(),
-                    unit = unit.label,
-                ));
+                out.line(&all.summary(unit));
             }
             out.report_done(since);
             since = out.clock.now();

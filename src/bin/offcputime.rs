@@ -21,6 +21,7 @@ use bpfscope::stacks::Shape;
 use bpfscope::stacks::Stacks;
 use bpfscope::stacks::Style;
 use bpfscope::stacks::Taken;
+use bpfscope::threads;
 use libbpf_rs::skel::OpenSkel as _;
 use nix::time::ClockId;
 
@@ -220,7 +221,7 @@ were seen to map while they lived.",
         settings.want_states = self.state.unwrap_or(0);
         settings.want_min_ns = self.min_block_time * 1000;
         settings.want_max_ns = self.max_ns();
-        open.maps.threads.set_max_entries(room_for_threads())?;
+        open.maps.threads.set_max_entries(threads::room())?;
         Ok(())
     }
 
@@ -273,13 +274,6 @@ were seen to map while they lived.",
             Every { interval: None, count: None, act: &mut report },
         )
     }
-}
-
-/// Twice as many as there are now, which the kernel says: `running/all`.
-fn room_for_threads() -> u32 {
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let all = load.split(' ').nth(3).and_then(|word| word.split_once('/')?.1.parse::<u32>().ok());
-    all.unwrap_or(0).saturating_mul(2).clamp(32_768, 1 << 22)
 }
 
 fn sums(off_times: &dyn libbpf_rs::MapCore) -> Result<Vec<(StackKey, Off)>> {

@@ -58,6 +58,8 @@ pub mod symbols;
 pub mod sys;
 pub mod table;
 pub mod terminal;
+pub mod thread_times;
+pub mod threads;
 pub mod time;
 pub mod tool;
 pub mod uprobe;

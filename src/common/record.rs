@@ -293,17 +293,26 @@ pub struct Records {
     pub kinds: Vec<Kind>,
     /// The text line that is printed before anything else, if any.
     pub banner: Option<String>,
+    /// Whether the tool itself names cgroups or containers.
+    pub names_cgroups: bool,
 }
 
 impl Records {
     /// These kinds, without a banner.
     pub fn new(kinds: impl IntoIterator<Item = Kind>) -> Self {
-        Self { kinds: kinds.into_iter().collect(), banner: None }
+        Self { kinds: kinds.into_iter().collect(), banner: None, names_cgroups: false }
     }
 
     /// With a line of text before the first header or report.
     #[must_use]
     pub fn banner(self, banner: impl Into<String>) -> Self {
         Self { banner: Some(banner.into()), ..self }
+    }
+
+    /// Says that the tool itself asks for names of cgroups ([`crate::output::Output::cgroup`]), so
+    /// that those are known which are gone by then.
+    #[must_use]
+    pub fn naming_cgroups(self, names_cgroups: bool) -> Self {
+        Self { names_cgroups, ..self }
     }
 }

@@ -7,6 +7,7 @@
 pub mod burner;
 pub mod disk;
 pub mod net;
+pub mod sched;
 pub mod schema;
 pub mod uring;
 

@@ -3,11 +3,8 @@
  * Operations of one file system, from entry to return, by its own functions.
  *
  * The user side aims the programs (src/common/file_systems.rs); their sections name an example. The
- * including file says what is to be done at the end of an operation:
- *
- *	static __always_inline int fs_done(void *slots, struct fs_call *call, __u64 now, long result)
- *
- * and, with FS_DETAILS before the include, wants to know which file and which part of it. With
+ * including file says what is to be done at the end of an operation, in fs_done(), and with
+ * FS_DETAILS before the include, that it wants to know which file and which part of it. With
  * FS_SLOT a program has an EVENT_SLOT of its own for the event.
  *
  * What is under way is kept by thread and operation, so that an operation inside another one (the
@@ -17,8 +14,8 @@
  * have called at the end. Whoever deletes an entry has the right to report it: there is exactly
  * one, however the two ends race.
  *
- * In the way of fentry and fexit each program has a twin (twin.h). At the end no marks are needed:
- * the second finds the entry gone.
+ * There are no twins (twin.h): each program that hangs on a trampoline takes up to a tenth of a
+ * second to be taken off again, and there are a dozen already. What the kernel skips is counted.
  */
 #ifndef FS_OPS_H
 #define FS_OPS_H
@@ -26,7 +23,6 @@
 #include "bpfscope.h"
 #include "events.h"
 #include "filter.h"
-#include "twin.h"
 
 /* include/linux/errno.h: the kernel's own, never seen by user space. */
 #define EIOCBQUEUED 529
@@ -79,21 +75,11 @@ struct {
 	__type(value, struct fs_call);
 } fs_requests SEC(".maps");
 
-#define fs_field(typed, pointer, field)                                                            \
-	((typed) ? (pointer)->field : BPF_CORE_READ(pointer, field))
+#define fs_field(typed, pointer, field) ((typed) ? (pointer)->field : BPF_CORE_READ(pointer, field))
 
 static __always_inline __u64 fs_path_of(struct file *file)
 {
 	return (__u64)file + bpf_core_field_offset(struct file, f_path);
-}
-
-/* Whether this entry is to be remembered: the filters, and which of two twins does it. */
-static __always_inline bool fs_wanted(__u32 operation, bool twins, bool is_twin)
-{
-	if (!filter_current())
-		return false;
-	return !twins ||
-	       twin_first((__u32)bpf_get_current_pid_tgid() * 8 + operation, is_twin);
 }
 
 /* The operation begins. */
@@ -153,7 +139,7 @@ static __always_inline int fs_begin_fsync(struct file *file, __u64 start, __u64 
 	return fs_begin(&call);
 }
 
-/* getattr (struct mnt_idmap *, const struct path *, struct kstat *, u32 mask, unsigned int flags) */
+/* getattr (struct mnt_idmap *, const struct path *, struct kstat *, u32, unsigned int) */
 static __always_inline int fs_begin_getattr(__u64 path)
 {
 	struct fs_call call = { .operation = FS_GETATTR };
@@ -166,7 +152,7 @@ static __always_inline int fs_begin_getattr(__u64 path)
 
 /*
  * Before 549c7297717c "fs: make helpers idmap mount aware" (5.12) the first argument was not there,
- * and the third was the mask: a number of 32 bits, and no address.
+ * and the third was what is asked for: a number of 32 bits, and no address.
  */
 static __always_inline __u64 fs_getattr_path(__u64 first, __u64 second, __u64 third)
 {
@@ -228,47 +214,35 @@ static __always_inline int fs_complete(void *slots, __u64 request, long result)
 #endif
 
 /*
- * The programs of an operation: `begin` and `result` are expressions, of the arguments in `arg`,
- * for fentry and fexit, where the result comes behind all of them, and for kprobe and kretprobe.
+ * The programs of an operation: `begin` and `result` are expressions, of the arguments in `arg`
+ * for fentry and fexit, where the result comes behind all of them, and of `ctx` for kprobe and
+ * kretprobe.
  */
 #define FS_OPERATION(role, function, operation, begin, begin_kprobe, result, result_kprobe)        \
-	FS_SLOT(role##_slot_exit)                                                                  \
-	FS_SLOT(role##_slot_twin__fexit)                                                           \
+	FS_SLOT(role##_slot)                                                                       \
                                                                                                    \
 	SEC("fexit/" function)                                                                     \
 	int role##_exit__fexit(__u64 *arg)                                                         \
 	{                                                                                          \
-		return fs_end(FS_SLOT_OF(role##_slot_exit), operation, result);                    \
-	}                                                                                          \
-                                                                                                   \
-	SEC("fexit/" function)                                                                     \
-	int role##_exit_twin__fexit(__u64 *arg)                                                    \
-	{                                                                                          \
-		return fs_end(FS_SLOT_OF(role##_slot_twin__fexit), operation, result);             \
+		return fs_end(FS_SLOT_OF(role##_slot), operation, result);                         \
 	}                                                                                          \
                                                                                                    \
 	SEC("fentry/" function)                                                                    \
 	int role##_enter__fexit(__u64 *arg)                                                        \
 	{                                                                                          \
-		return fs_wanted(operation, true, false) ? begin : 0;                              \
-	}                                                                                          \
-                                                                                                   \
-	SEC("fentry/" function)                                                                    \
-	int role##_enter_twin__fexit(__u64 *arg)                                                   \
-	{                                                                                          \
-		return fs_wanted(operation, true, true) ? begin : 0;                               \
+		return filter_current() ? begin : 0;                                               \
 	}                                                                                          \
                                                                                                    \
 	SEC("kretprobe/" function)                                                                 \
 	int role##_exit__kprobe(struct pt_regs *ctx)                                               \
 	{                                                                                          \
-		return fs_end(FS_SLOT_OF(role##_slot_exit), operation, result_kprobe);             \
+		return fs_end(FS_SLOT_OF(role##_slot), operation, result_kprobe);                  \
 	}                                                                                          \
                                                                                                    \
 	SEC("kprobe/" function)                                                                    \
 	int role##_enter__kprobe(struct pt_regs *ctx)                                              \
 	{                                                                                          \
-		return fs_wanted(operation, false, false) ? begin_kprobe : 0;                      \
+		return filter_current() ? begin_kprobe : 0;                                        \
 	}
 
 #define FS_IO(role, function, operation)                                                           \
@@ -301,18 +275,11 @@ FS_OPERATION(getattr, "ext4_file_getattr", FS_GETATTR, fs_begin_getattr(arg[1]),
 /* Who wants to be told of the end of a read or write: (struct kiocb *, long result, ...). */
 #define FS_COMPLETION(role, function)                                                              \
 	FS_SLOT(role##_slot)                                                                       \
-	FS_SLOT(role##_slot_twin__fexit)                                                           \
                                                                                                    \
 	SEC("fentry/" function)                                                                    \
 	int role##__fexit(__u64 *arg)                                                              \
 	{                                                                                          \
 		return fs_complete(FS_SLOT_OF(role##_slot), arg[0], (long)arg[1]);                 \
-	}                                                                                          \
-                                                                                                   \
-	SEC("fentry/" function)                                                                    \
-	int role##_twin__fexit(__u64 *arg)                                                         \
-	{                                                                                          \
-		return fs_complete(FS_SLOT_OF(role##_slot_twin__fexit), arg[0], (long)arg[1]);     \
 	}                                                                                          \
                                                                                                    \
 	SEC("kprobe/" function)                                                                    \
@@ -324,7 +291,6 @@ FS_OPERATION(getattr, "ext4_file_getattr", FS_GETATTR, fs_begin_getattr(arg[1]),
 
 FS_COMPLETION(aio, "aio_complete_rw")
 FS_COMPLETION(uring, "io_complete_rw")
-FS_COMPLETION(uring_poll, "io_complete_rw_iopoll")
 FS_COMPLETION(loop, "lo_rw_aio_complete")
 
 /*

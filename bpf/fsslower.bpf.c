@@ -71,8 +71,7 @@ static __always_inline int fs_done(void *slots, struct fs_call *call, __u64 now,
 		struct path path = {};
 
 		bpf_probe_read_kernel(&path, sizeof(path), (void *)call->path);
-		event->names_size =
-			path_names(&path, slot->names, 0, PATH_MAX, &event->names_cut);
+		event->names_size = path_names(&path, slot->names, 0, PATH_MAX, &event->names_cut);
 	}
 
 	__u64 size = sizeof(*event) + event->names_size;

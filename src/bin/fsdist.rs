@@ -79,15 +79,15 @@ Only what one command does:
 
     # fsdist -t btrfs -- tar xf archive.tar",
         overhead: "\
-Two short programs an operation, at entry and return, and a map entry in between. Where they hook by \
-fentry and fexit, each has a still shorter one behind it, which steps in where the kernel skipped it. \
-Reads from memory are frequent and fast: a program that does nothing else can become half as fast.",
+Two short programs an operation, at entry and return, and a map entry in between. Reads from memory \
+are frequent and fast: a program that does nothing else can become half as fast. To stop takes up to a \
+second, which is the time that the kernel takes to unhook a dozen functions.",
         limits: "\
-Memory mapped files are read and written without these functions, and splice and sendfile use \
+Memory mapped files are read and written without these functions; splice and sendfile read by \
 others. Directories are not read by them, and on ext4 stat of a directory is another function. btrfs \
 had no function of its own for reads before 5.10. Before 5.11 modules do not describe their types, \
-so that kprobes are used. Of I/O that goes on after its submission, that of io_uring, libaio and loop \
-devices is followed to its end; others in the kernel (a target of NVMe over fabrics with files, a \
+so that kprobes are used. Of I/O that goes on after its submission, that of io_uring (not its polled kind), \
+libaio and loop devices is followed to its end; others in the kernel (a target of NVMe over fabrics with files, a \
 cache of a network file system) are not, and do not count.",
     };
     const QUESTION: Question = Question {
@@ -130,13 +130,18 @@ cache of a network file system) are not, and do not count.",
             if timestamp {
                 out.time_line();
             }
-            let latencies = histogram::read(&skel.maps.latencies, |key: &types::operation_key| {
-                key.operation
-            })?;
+            let latencies =
+                histogram::read(&skel.maps.latencies, |key: &types::operation_key| key.operation)?;
             for (operation, latency) in intervals.next(latencies) {
                 let operation = file_systems::operation(operation).0;
                 let title = format!("operation = '{operation}'");
-                out.histogram(0, Some(&title), &[name, Value::Str(operation)], &latency, self.unit());
+                out.histogram(
+                    0,
+                    Some(&title),
+                    &[name, Value::Str(operation)],
+                    &latency,
+                    self.unit(),
+                );
                 out.line("");
             }
             out.report_done(since);

@@ -101,15 +101,15 @@ Failed operations of NFS, for ten seconds:
     # nfsslower -m 0 -d 10 --filter 'error != 0'",
         overhead: "\
 Two short programs an operation, at entry and return, and a map entry in between; the path is read \
-only of what is shown. Where they hook by fentry and fexit, each has a still shorter one behind it, \
-which steps in where the kernel skipped it. Reads from memory are frequent and fast: a program that \
-does nothing else can become half as fast.",
+only of what is shown. Reads from memory are frequent and fast: a program that does nothing else can \
+become half as fast. To stop takes up to a second, which is the time that the kernel takes to unhook a \
+dozen functions.",
         limits: "\
-Memory mapped files are read and written without these functions, and splice and sendfile use \
+Memory mapped files are read and written without these functions; splice and sendfile read by \
 others. Directories are not read by them, and on ext4 stat of a directory is another function. btrfs \
 had no function of its own for reads before 5.10. Before 5.11 modules do not describe their types, \
-so that kprobes are used. Of I/O that goes on after its submission, that of io_uring, libaio and loop \
-devices is followed to its end; others in the kernel (a target of NVMe over fabrics with files, a \
+so that kprobes are used. Of I/O that goes on after its submission, that of io_uring (not its polled kind), \
+libaio and loop devices is followed to its end; others in the kernel (a target of NVMe over fabrics with files, a \
 cache of a network file system) are not shown. A commit of NFS has no file name here, and its result \
 is not known.",
     };

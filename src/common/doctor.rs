@@ -179,7 +179,8 @@ fn subjects<'a>(tools: &'a [Entry], matches: &ArgMatches) -> Result<Vec<Subject<
         let name = args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default();
         match find(tools, &name) {
             Some(tool) => {
-                let args = if args.len() == 1 && name == tool.name { with_needs(tool) } else { args };
+                let args =
+                    if args.len() == 1 && name == tool.name { with_needs(tool) } else { args };
                 // Before anything is written.
                 (tool.check)(args.clone())?;
                 Ok(Subject { tool, args })

@@ -185,91 +185,47 @@ const EXAMPLE: &str = "ext4";
 /// The arguments that choose it.
 pub const NEEDS: &[&str] = &["--type", EXAMPLE];
 
-/// Programs of a role in `bpf/fs_ops.h`: in the way fexit, two pairs of twins; in the way kprobe.
-struct Role {
-    fexit: [&'static str; 4],
-    kprobe: [&'static str; 2],
-}
-
+/// The programs of a role in `bpf/fs_ops.h`, the end before the beginning; and so of a function that
+/// submitters of I/O want to have called at its end.
 macro_rules! role {
-    ($role:literal) => {
-        Role {
-            fexit: [
-                concat!($role, "_exit__fexit"),
-                concat!($role, "_exit_twin__fexit"),
-                concat!($role, "_enter__fexit"),
-                concat!($role, "_enter_twin__fexit"),
-            ],
-            kprobe: [concat!($role, "_exit__kprobe"), concat!($role, "_enter__kprobe")],
-        }
+    ($role:literal, $way:literal) => {
+        &[concat!($role, "_exit__", $way), concat!($role, "_enter__", $way)]
     };
 }
 
-/// A function that submitters of I/O want to have called at its end: its programs, itself, its
-/// module.
-struct Completion {
-    fexit: [&'static str; 2],
-    kprobe: &'static str,
-    function: &'static str,
-    module: &'static str,
-}
-
-macro_rules! completion {
-    ($role:literal, $function:literal, $module:literal) => {
-        Completion {
-            fexit: [concat!($role, "__fexit"), concat!($role, "_twin__fexit")],
-            kprobe: concat!($role, "__kprobe"),
-            function: $function,
-            module: $module,
+/// The programs of a way: those of each role that has a function, and those at ends of I/O.
+macro_rules! way {
+    ($fs:expr, $way:literal) => {{
+        let fs = $fs;
+        let mut way = Way::new($way, &[]);
+        let mut add = |role: &'static [&'static str], (function, module)| {
+            way = role
+                .iter()
+                .fold(way.clone().group(role), |way, program| way.aim(program, function, module));
+        };
+        add(role!("read", $way), (fs.read, fs.module));
+        add(role!("write", $way), (fs.write, fs.module));
+        add(role!("open", $way), (fs.open, fs.module));
+        add(role!("fsync", $way), (fs.fsync, fs.module));
+        if let Some(function) = fs.getattr {
+            add(role!("getattr", $way), (function, fs.module));
         }
-    };
+        if let Some(function) = fs.open_too {
+            add(role!("open_too", $way), function);
+        }
+        if fs.commits {
+            way = way.optional(&["commit_done", "commit_begin"]);
+        }
+        way.optional(&[concat!("aio__", $way), concat!("uring__", $way), concat!("loop__", $way)])
+            .aim(concat!("loop__", $way), "lo_rw_aio_complete", "loop")
+    }};
 }
-
-static COMPLETIONS: [Completion; 4] = [
-    completion!("aio", "aio_complete_rw", ""),
-    completion!("uring", "io_complete_rw", ""),
-    completion!("uring_poll", "io_complete_rw_iopoll", ""),
-    completion!("loop", "lo_rw_aio_complete", "loop"),
-];
 
 /// The ways to hook the operations of a file system, best first. Each function is hooked if it is
 /// there.
 pub fn ways(fs: Option<&FileSystem>) -> Vec<Way> {
     let fs = fs.or_else(|| ALL.iter().find(|fs| fs.name == EXAMPLE)).unwrap_or(&BASE);
-    let mut roles = vec![
-        (role!("read"), fs.read, fs.module),
-        (role!("write"), fs.write, fs.module),
-        (role!("open"), fs.open, fs.module),
-        (role!("fsync"), fs.fsync, fs.module),
-    ];
-    roles.extend(fs.getattr.map(|function| (role!("getattr"), function, fs.module)));
-    roles.extend(fs.open_too.map(|(function, module)| (role!("open_too"), function, module)));
-
-    let mut fexit = Way::new("fexit", &[]);
-    let mut kprobe = Way::new("kprobe", &[]);
-    for (role, function, module) in &roles {
-        let [exit, exit_twin, enter, enter_twin] = role.fexit;
-        fexit = fexit.group(&role.fexit).twins(&[(exit, exit_twin), (enter, enter_twin)]);
-        kprobe = kprobe.group(&role.kprobe);
-        for program in role.fexit {
-            fexit = fexit.aim(program, function, module);
-        }
-        for program in role.kprobe {
-            kprobe = kprobe.aim(program, function, module);
-        }
-    }
-    for Completion { fexit: programs, kprobe: program, function, module } in &COMPLETIONS {
-        fexit = fexit.optional(programs).twins(&[(programs[0], programs[1])]);
-        for program in programs {
-            fexit = fexit.aim(program, function, module);
-        }
-        kprobe = kprobe.optional(&[program]).aim(program, function, module);
-    }
-    if fs.commits {
-        let programs = ["commit_done", "commit_begin"];
-        (fexit, kprobe) = (fexit.optional(&programs), kprobe.optional(&programs));
-    }
-    vec![fexit, kprobe]
+    vec![way!(fs, "fexit"), way!(fs, "kprobe")]
 }
 
 /// A path from its names, which come leaf first, each with its NUL; `cut` where the upper ones are
@@ -304,7 +260,7 @@ mod tests {
         for fs in &ALL {
             for way in ways(Some(fs)) {
                 assert!(way.groups.len() >= 4, "{}", fs.name);
-                for program in way.all().iter().filter(|name| name.contains("__")) {
+                for program in way.groups.iter().flatten() {
                     let aim = way.aims.iter().find(|aim| aim.program == *program);
                     assert!(aim.is_some_and(|aim| !aim.function.is_empty()), "{program}");
                 }

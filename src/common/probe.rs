@@ -196,16 +196,18 @@ impl Kernel {
         if found {
             return None;
         }
-        Some(match program.module.filter(|_| self.runs).map(|name| (name, self.modules.get(name))) {
-            Some((module, Some(None))) if is_loaded(module) => {
-                format!("the kernel has no BTF of the module {module}")
-            }
-            Some((module, Some(None))) => format!("the module {module} is not loaded"),
-            Some((module, Some(Some(Module { fd: Err(error), .. })))) => {
-                format!("the BTF of the module {module}: {error}")
-            }
-            _ => format!("the kernel has no {}", name(wanted)),
-        })
+        Some(
+            match program.module.filter(|_| self.runs).map(|name| (name, self.modules.get(name))) {
+                Some((module, Some(None))) if is_loaded(module) => {
+                    format!("the kernel has no BTF of the module {module}")
+                }
+                Some((module, Some(None))) => format!("the module {module} is not loaded"),
+                Some((module, Some(Some(Module { fd: Err(error), .. })))) => {
+                    format!("the BTF of the module {module}: {error}")
+                }
+                _ => format!("the kernel has no {}", name(wanted)),
+            },
+        )
     }
 
     /// The types that an object can ask for, in a file that libbpf can read; see
@@ -340,9 +342,7 @@ pub fn settle(way: &Way, programs: &[Program], kernel: &Kernel) -> Result<Way, S
 pub fn order(ways: Vec<Way>, programs: &[Program], kernel: &Kernel) -> Vec<Way> {
     let trampolines = |way: &Way| {
         way.all().into_iter().any(|name| {
-            programs
-                .iter()
-                .any(|p| p.name == name && matches!(hook(&p.section), Hook::Function(_)))
+            programs.iter().any(|p| p.name == name && matches!(hook(&p.section), Hook::Function(_)))
         })
     };
     if !ways.iter().any(&trampolines) || !kernel.fentry_may_deadlock() {

@@ -35,8 +35,8 @@ use nix::unistd::ForkResult;
 use nix::unistd::Uid;
 use nix::unistd::pipe2;
 
-use crate::privileges;
 use crate::output::until_nul;
+use crate::privileges;
 
 /// The first signal that asked the tool to end; 0 = none.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
@@ -189,8 +189,8 @@ pub fn module_btf(module: &str) -> io::Result<OwnedFd> {
         // SAFETY: all zeros is a valid bpf_btf_info: it asks for nothing.
         let mut info: libbpf_sys::bpf_btf_info = unsafe { mem::zeroed() };
         info.name = name.as_mut_ptr() as u64;
-        info.name_len = name.len() as u32;
-        let mut size = size_of_val(&info) as u32;
+        info.name_len = u32::try_from(name.len()).unwrap_or(0);
+        let mut size = u32::try_from(size_of_val(&info)).unwrap_or(0);
         // SAFETY: the kernel fills at most `size` bytes of `info`, and the name it points to.
         let err = unsafe {
             libbpf_sys::bpf_obj_get_info_by_fd(

@@ -20,10 +20,17 @@ use std::sync::PoisonError;
 use nix::libc;
 
 use super::command;
+use super::kernel;
 use super::scratch;
 
-/// Whether a tool runs here with these arguments; otherwise what it said, in one line.
+/// Whether a tool runs here with these arguments; otherwise what it said, in one line. Of kernels in
+/// virtual machines that is known.
 pub fn runs(tool: &str, args: &[&str]) -> Result<(), String> {
+    if kernel() == "own" { tried(tool, args) } else { Ok(()) }
+}
+
+/// The same, tried out.
+pub fn tried(tool: &str, args: &[&str]) -> Result<(), String> {
     let output = command(tool, args).args(["--duration", "0.01"]).output().expect("run");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     match output.status.code() {
@@ -172,14 +179,8 @@ pub fn read_unwaited(path: &Path, count: usize) {
         assert_eq!(usize::try_from(submitted), Ok(count), "io_submit");
         let mut events = vec![[0i64; 4]; count];
         let none = std::ptr::null_mut::<libc::timespec>();
-        let reaped = libc::syscall(
-            libc::SYS_io_getevents,
-            context,
-            count,
-            count,
-            events.as_mut_ptr(),
-            none,
-        );
+        let reaped =
+            libc::syscall(libc::SYS_io_getevents, context, count, count, events.as_mut_ptr(), none);
         assert_eq!(usize::try_from(reaped), Ok(count), "io_getevents");
         assert!(events.iter().all(|event| event[2] == BLOCK as i64), "{events:?}");
         libc::syscall(libc::SYS_io_destroy, context);

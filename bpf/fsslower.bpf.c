@@ -2,10 +2,14 @@
 /* fsslower: each operation of a file system that took longer than so much. */
 #include "bpfscope.h"
 #include "events.h"
+/* Eight programs follow paths. */
+#define PATH_DEPTH 40
 #include "path.h"
 
 /* Only what took longer; 0 = all. */
 const volatile __u64 want_min_ns = 0;
+/* The whole path instead of the name. */
+const volatile bool want_path = false;
 
 struct event {
 	struct event_head head;
@@ -14,7 +18,7 @@ struct event {
 	__u64 bytes;
 	/* A negative errno, or 0. */
 	__s32 error;
-	/* Bytes after the struct: the names of the path, leaf first, each with its NUL. */
+	/* Bytes after the struct: the name, or those of the path, leaf first, each with its NUL. */
 	__u32 names_size;
 	/* enum fs_operation */
 	__u8 operation;
@@ -71,7 +75,16 @@ static __always_inline int fs_done(void *slots, struct fs_call *call, __u64 now,
 		struct path path = {};
 
 		bpf_probe_read_kernel(&path, sizeof(path), (void *)call->path);
-		event->names_size = path_names(&path, slot->names, 0, PATH_MAX, &event->names_cut);
+		if (want_path) {
+			event->names_size =
+				path_names(&path, slot->names, 0, PATH_MAX, &event->names_cut);
+		} else {
+			const unsigned char *name = BPF_CORE_READ(path.dentry, d_name.name);
+			long size = bpf_probe_read_kernel_str(slot->names, NAME_MAX + 1, name);
+
+			event->names_size = size > 0 ? size : 0;
+			event->names_cut = 1;
+		}
 	}
 
 	__u64 size = sizeof(*event) + event->names_size;

@@ -25,6 +25,9 @@ pub struct Args {
     /// The file system
     #[arg(id = "type", short, long, value_name = "NAME", value_parser = file_systems::parser())]
     file_system: Option<&'static FileSystem>,
+    /// Show whole paths instead of names
+    #[arg(short = 'F', long)]
+    full_path: bool,
     /// The same as --output csv
     #[arg(short, long)]
     csv: bool,
@@ -73,8 +76,8 @@ Shows each operation of one file system that took longer than 10 ms, or than -m 
 of the file system's function until its return. T is the operation: R read, W write, O open, F fsync, \
 G getattr (what stat asks for), and with nfs C commit. BYTES is what a read or write has transferred, \
 and how much a sync was to write, where LL_MAX is all of the file; OFF_KB is where in the file it \
-began. FILENAME is the last part of the path, ? where it could not be read; the column path \
-(--fields +path) has all of it. The time is that of the end.
+began. FILENAME is the last part of the path, or with -F all of it, and ? where it could not be read. \
+The time is that of the end.
 
 The file system is chosen with -t, or by the name of the tool: ext4slower is fsslower -t ext4.
 
@@ -94,14 +97,14 @@ The write had to wait, and the sync after it for the disk.
 
 Everything that one command does on xfs, with full paths:
 
-    # fsslower -t xfs -m 0 --fields +path -- tar xf archive.tar
+    # fsslower -t xfs -m 0 -F -- tar xf archive.tar
 
 Failed operations of NFS, for ten seconds:
 
     # nfsslower -m 0 -d 10 --filter 'error != 0'",
         overhead: "\
-Two short programs an operation, at entry and return, and a map entry in between; the path is read \
-only of what is shown. Reads from memory are frequent and fast: a program that does nothing else can \
+Two short programs an operation, at entry and return, and a map entry in between; the name \
+is read only of what is shown. Following paths (-F) makes the start slower, by up to a second. Reads from memory are frequent and fast: a program that does nothing else can \
 become half as fast. To stop takes up to a second, which is the time that the kernel takes to unhook a \
 dozen functions.",
         limits: "\
@@ -150,7 +153,7 @@ is not known.",
             .field("offset_bytes", Type::Uint, "Where in the file it began.")
             .field("lat_ns", Type::Uint, "How long it took.")
             .field("file", Type::String, "The last part of the path.")
-            .field("path", Type::String, "The path in the mount namespace of the file.")
+            .field("path", Type::String, "The path; null without --full-path.")
             .field("error", Type::Errno, "Why it failed; null when it did not.")
             .field("async", Type::Bool, "Whether it went on after it was submitted.")
             .columns([
@@ -161,7 +164,7 @@ is not known.",
                 column("size_bytes", "BYTES", 7).null("LL_MAX"),
                 column("offset_bytes", "OFF_KB", 8).format(Format::Kib),
                 column("lat_ns", "LAT(ms)", 7).right().format(Format::Millis(2)),
-                column("file", "FILENAME", 0),
+                column(if self.full_path { "path" } else { "file" }, "FILENAME", 0),
             ]);
         Records::new([kind]).banner(self.banner())
     }
@@ -169,6 +172,7 @@ is not known.",
     fn configure(&self, open: &mut bpf::OpenSkel<'_>, _way: &Way) -> Result<()> {
         let settings = open.maps.rodata_data.as_deref_mut().context("no .rodata")?;
         settings.want_min_ns = self.min_ns();
+        settings.want_path = self.full_path;
         Ok(())
     }
 
@@ -177,10 +181,12 @@ is not known.",
         session.stream(&skel.maps.events, |record, out| {
             let event: &types::event = record.body()?;
             let (names, _) = split(record.tail::<types::event>(), event.names_size);
-            let path = match event.has_path {
-                0 => None,
-                _ => file_systems::path_of(names, event.names_cut != 0),
-            };
+            let cut = event.names_cut != 0;
+            // The root of everything has no name.
+            let root = (!cut).then_some(b"/".as_slice());
+            let name = names.split(|b| *b == 0).next().filter(|name| !name.is_empty()).or(root);
+            let name = name.filter(|_| event.has_path != 0);
+            let path = name.filter(|_| self.full_path).and(file_systems::path_of(names, cut));
             let (operation, letter) = file_systems::operation(event.operation.into());
             let whole = operation == "fsync" && event.bytes == i64::MAX.unsigned_abs();
             out.event(
@@ -193,8 +199,7 @@ is not known.",
                     if whole { Value::Null } else { Value::Uint(event.bytes) },
                     Value::Uint(event.offset),
                     Value::Uint(event.lat_ns),
-                    path.as_deref()
-                        .map_or(Value::Null, |path| Value::Bytes(file_systems::last_of(path))),
+                    name.map_or(Value::Null, Value::Bytes),
                     path.as_deref().map_or(Value::Null, Value::Bytes),
                     Value::Errno(event.error),
                     Value::Bool(event.went_on != 0),

@@ -243,14 +243,6 @@ pub fn path_of(names: &[u8], cut: bool) -> Option<Vec<u8>> {
     Some(path)
 }
 
-/// Its last part.
-pub fn last_of(path: &[u8]) -> &[u8] {
-    match path.rsplit(|b| *b == b'/').next() {
-        Some(name) if !name.is_empty() => name,
-        _ => path,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,7 +266,5 @@ mod tests {
         assert_eq!(path_of(b"c\0b\0", true).as_deref(), Some(b".../b/c".as_slice()));
         assert_eq!(path_of(b"", false).as_deref(), Some(b"/".as_slice()));
         assert_eq!(path_of(b"", true), None);
-        assert_eq!(last_of(b"/a/b"), b"b");
-        assert_eq!(last_of(b"/"), b"/");
     }
 }

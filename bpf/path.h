@@ -5,8 +5,13 @@
 
 #include "bpfscope.h"
 
-/* Components and mounts that are followed; deeper ones are marked as cut. */
+/*
+ * Components and mounts that are followed; deeper ones are marked as cut. A tool may ask for fewer
+ * before it includes this: the verifier takes its time for each, in each program.
+ */
+#ifndef PATH_DEPTH
 #define PATH_DEPTH 96
+#endif
 
 /* What the current task's descriptor stands for, or NULL when it is not open. */
 static __always_inline struct file *path_file(int fd)

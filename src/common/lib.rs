@@ -21,6 +21,7 @@ pub mod doctor;
 pub mod error;
 pub mod escape;
 pub mod event_loop;
+pub mod file_systems;
 pub mod filter;
 #[cfg(feature = "flame-graph")]
 pub mod flame_graph;

@@ -189,14 +189,8 @@ impl<'a> Session<'a> {
         }
         self.output.clock.restart();
         self.started = Instant::now();
-        let programs: Vec<String> = self
-            .way
-            .programs
-            .iter()
-            .chain(&self.way.by_hand)
-            .chain(&self.way.optional)
-            .map(|name| format!("\"{name}\""))
-            .collect();
+        let programs: Vec<String> =
+            self.way.all().iter().map(|name| format!("\"{name}\"")).collect();
         // Of the very moment that times since the start are counted from.
         let now = self.output.fields_at(self.output.clock.start());
         let ready = format!(

@@ -35,6 +35,7 @@ use nix::unistd::ForkResult;
 use nix::unistd::Uid;
 use nix::unistd::pipe2;
 
+use crate::output::until_nul;
 use crate::privileges;
 
 /// The first signal that asked the tool to end; 0 = none.
@@ -162,6 +163,46 @@ pub fn program_counts(program: BorrowedFd<'_>) -> Option<ProgramCounts> {
         runs: info.run_cnt,
         run_ns: info.run_time_ns,
     })
+}
+
+/// The BTF of a loaded module. Needs `CAP_SYS_ADMIN`.
+///
+/// # Errors
+/// Fails when the caller may not, and when the module is not loaded or has none.
+pub fn module_btf(module: &str) -> io::Result<OwnedFd> {
+    let mut id = 0;
+    loop {
+        // SAFETY: plain system calls; the first writes one number.
+        let err = unsafe { libbpf_sys::bpf_btf_get_next_id(id, &raw mut id) };
+        if err != 0 {
+            return Err(io::Error::from_raw_os_error(-err));
+        }
+        // SAFETY: as above.
+        let fd = unsafe { libbpf_sys::bpf_btf_get_fd_by_id(id) };
+        if fd < 0 {
+            // Gone since.
+            continue;
+        }
+        // SAFETY: the kernel just returned it to us.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut name = [0u8; 64];
+        // SAFETY: all zeros is a valid bpf_btf_info: it asks for nothing.
+        let mut info: libbpf_sys::bpf_btf_info = unsafe { mem::zeroed() };
+        info.name = name.as_mut_ptr() as u64;
+        info.name_len = u32::try_from(name.len()).unwrap_or(0);
+        let mut size = u32::try_from(size_of_val(&info)).unwrap_or(0);
+        // SAFETY: the kernel fills at most `size` bytes of `info`, and the name it points to.
+        let err = unsafe {
+            libbpf_sys::bpf_obj_get_info_by_fd(
+                fd.as_raw_fd(),
+                (&raw mut info).cast(),
+                &raw mut size,
+            )
+        };
+        if err == 0 && info.kernel_btf != 0 && until_nul(&name) == module.as_bytes() {
+            return Ok(fd);
+        }
+    }
 }
 
 /// Lets the kernel measure how long programs run, until the descriptor is closed; each run then

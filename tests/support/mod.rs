@@ -6,6 +6,8 @@
 
 pub mod burner;
 pub mod disk;
+pub mod file_system;
+pub mod fuse;
 pub mod net;
 pub mod sched;
 pub mod schema;

@@ -150,20 +150,23 @@ struct {
 
 static __noinline __u64 walk_stack(void *ctx)
 {
+	struct walk *walk = NULL;
+	__u64 id;
+
 	for (__u32 i = 0; i < WALKS; i++) {
 		__u32 index = i;
-		struct walk *walk = bpf_map_lookup_elem(&walks, &index);
 
-		if (!walk || READ_ONCE(walk->busy))
-			continue;
-		WRITE_ONCE(walk->busy, 1);
-
-		__u64 id = stack_of(ctx, &walk->slot, want_user_stacks ? BPF_F_USER_STACK : 0);
-
-		WRITE_ONCE(walk->busy, 0);
-		return id;
+		walk = bpf_map_lookup_elem(&walks, &index);
+		if (walk && !READ_ONCE(walk->busy))
+			break;
+		walk = NULL;
 	}
-	return STACK_MISSED;
+	if (!walk)
+		return STACK_MISSED;
+	WRITE_ONCE(walk->busy, 1);
+	id = stack_of(ctx, &walk->slot, want_user_stacks ? BPF_F_USER_STACK : 0);
+	WRITE_ONCE(walk->busy, 0);
+	return id;
 }
 
 static __always_inline bool is_frozen(void)
@@ -827,6 +830,15 @@ FREES(kmem_cache_free, kernel_free(ctx[1], SPACE_MEMORY, KMEM_CACHE_FREE))
 FREES(mm_page_free, kernel_free(ctx[0], SPACE_PAGES, PAGE_FREE))
 FREES(percpu_free_percpu, kernel_free(ctx[2], SPACE_PERCPU, PERCPU_FREE))
 
+/*
+ * One of many. Not static: the verifier then looks at it once, and not again at each turn of the
+ * loop around it.
+ */
+__noinline int free_one(__u64 address)
+{
+	return kernel_free(address, SPACE_MEMORY, KMEM_CACHE_FREE);
+}
+
 /* As many as are freed at once after a grace period: a page of pointers. */
 #define BULK 512
 
@@ -843,7 +855,7 @@ int BPF_KPROBE(free_bulk, struct kmem_cache *cache, __u64 count, __u64 *objects)
 		if (i >= count)
 			break;
 		bpf_probe_read_kernel(&address, sizeof(address), &objects[i]);
-		kernel_free(address, SPACE_MEMORY, KMEM_CACHE_FREE);
+		free_one(address);
 	}
 	return 0;
 }

@@ -414,7 +414,8 @@ Of the kernel, memory that the slab caches take from the page allocator is shown
 that are allocated many at a time are not seen. Those that are given back many at a time, or after a \
 grace period of RCU, are seen where kmem_cache_free_bulk() can be probed and is called; elsewhere \
 they seem to stay (-F helps where their places are used again). With a filter on tasks, allocations \
-of interrupts are left out, unless kernel.kptr_restrict hides where that can be seen.
+of interrupts are left out, where /proc/kallsyms says where the kernel counts them (x86 kernels with \
+CONFIG_KALLSYMS_ALL, unless kernel.kptr_restrict hides it; arm64 always).
 
 -C has no ages, and counts what is very young, too. With -s the numbers are those of the sample.",
     };
@@ -570,8 +571,8 @@ of interrupts are left out, unless kernel.kptr_restrict hides where that can be 
         if !self.of_programs {
             if self.of_tasks && !self.knows_interrupts.get() {
                 asides.remark(
-                    "the kernel hides its addresses (kernel.kptr_restrict): what interrupts \
-                     allocate counts as their task's",
+                    "the kernel does not say where it counts interrupts (kernel.kptr_restrict, \
+                     CONFIG_KALLSYMS_ALL): what they allocate counts as their task's",
                 );
             }
             return Ok(());

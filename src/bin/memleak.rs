@@ -600,11 +600,8 @@ CONFIG_KALLSYMS_ALL, unless kernel.kptr_restrict hides it; arm64 always).
                 0 => now_ns(),
                 stopped => stopped,
             };
-            let counted = if self.combined_only {
-                self.totals(skel)?
-            } else {
-                self.outstanding(skel, now)?
-            };
+            let counted =
+                if self.combined_only { self.totals(skel)? } else { self.outstanding(skel, now)? };
             let mut symbols = symbols.borrow_mut();
             let mut entries = stacks.borrow().resolve(counted, Taken::AtTracepoint, &mut symbols);
             entries.sort_by(|a, b| {
@@ -701,11 +698,7 @@ impl Args {
     }
 
     /// The sums of the single allocations.
-    fn outstanding(
-        &self,
-        skel: &bpf::Skel<'_>,
-        now: u64,
-    ) -> Result<Vec<(StackKey, Outstanding)>> {
+    fn outstanding(&self, skel: &bpf::Skel<'_>, now: u64) -> Result<Vec<(StackKey, Outstanding)>> {
         let processes = self.processes(skel)?;
         let mut groups: HashMap<Group, Outstanding> = HashMap::new();
         for (key, values) in maps::read_all(&skel.maps.allocations)?.iter() {

@@ -28,6 +28,7 @@ pub mod flame_graph;
 pub mod globals;
 pub mod histogram;
 pub mod hooks;
+pub mod interrupt;
 pub mod kretprobe;
 pub mod loss;
 pub mod man;

@@ -205,6 +205,12 @@ pub enum Taken {
     AtTracepoint,
 }
 
+/// Whether a record of the ring buffer is a stack, in a tool that also sends events: its number
+/// has a bit that no time has (`STACK_MARK` of `bpf/stack.h`).
+pub fn is_stack(record: Event<'_>) -> bool {
+    record.body::<u64>().is_ok_and(|first| first >> 63 == 1)
+}
+
 impl Stacks {
     /// Keeps a stack from the ring buffer: its number, and the frames behind it.
     ///

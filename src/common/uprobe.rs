@@ -38,7 +38,7 @@ pub struct Function {
     pub symbol: &'static str,
     /// The program at its beginning.
     pub enter: &'static str,
-    /// The program at its end.
+    /// The program at its end; empty = none.
     pub exit: &'static str,
 }
 
@@ -46,14 +46,17 @@ pub struct Function {
 struct Hook {
     symbol: &'static str,
     enter: OwnedFd,
-    exit: OwnedFd,
+    exit: Option<OwnedFd>,
 }
+
+/// Chooses files by their names.
+type Wanted = Box<dyn Fn(&[u8]) -> bool>;
 
 /// Uprobes in every copy of a library; see the module.
 pub struct Libraries {
     hooks: Vec<Hook>,
     /// Whether a file of this name may be such a library.
-    is_wanted: fn(&[u8]) -> bool,
+    is_wanted: Wanted,
     /// Only what these processes have mapped; empty = all.
     only: Vec<u32>,
     records: Vec<Records>,
@@ -76,7 +79,7 @@ impl Libraries {
         file: &File,
         only: &[u32],
     ) -> Result<Self> {
-        let mut libraries = Self::new(object, functions, |_| false, only)?;
+        let mut libraries = Self::new(object, functions, Box::new(|_| false), only)?;
         let pids = if only.is_empty() { vec![0] } else { only.to_vec() };
         for pid in pids {
             libraries.probe(file, pid).context("attaching uprobes")?;
@@ -93,10 +96,10 @@ impl Libraries {
     pub fn everywhere(
         object: &Object,
         functions: &[Function],
-        is_wanted: fn(&[u8]) -> bool,
+        is_wanted: impl Fn(&[u8]) -> bool + 'static,
         only: &[u32],
     ) -> Result<Self> {
-        let mut libraries = Self::new(object, functions, is_wanted, only)?;
+        let mut libraries = Self::new(object, functions, Box::new(is_wanted), only)?;
         libraries.arrivals = Arrivals::listen().ok();
         // First the records, so that nothing can be mapped in between unseen.
         libraries.records = cpus::online().into_iter().map(Records::open).collect::<Result<_>>()?;
@@ -116,7 +119,7 @@ impl Libraries {
     fn new(
         object: &Object,
         functions: &[Function],
-        is_wanted: fn(&[u8]) -> bool,
+        is_wanted: Wanted,
         only: &[u32],
     ) -> Result<Self> {
         let program = |name: &str| {
@@ -128,7 +131,10 @@ impl Libraries {
             Ok(Hook {
                 symbol: function.symbol,
                 enter: program(function.enter)?,
-                exit: program(function.exit)?,
+                exit: match function.exit {
+                    "" => None,
+                    name => Some(program(name)?),
+                },
             })
         };
         Ok(Self {
@@ -181,7 +187,8 @@ impl Libraries {
         for (index, offset) in function_offsets(file, &names).unwrap_or_default() {
             let hook = &self.hooks[index];
             // The end first: of a call whose beginning is seen the end is seen too.
-            for (program, is_return) in [(&hook.exit, true), (&hook.enter, false)] {
+            let programs = hook.exit.iter().map(|exit| (exit, true)).chain([(&hook.enter, false)]);
+            for (program, is_return) in programs {
                 self.probes.push(perf::uprobe(&path, offset, is_return, pid, program.as_fd())?);
             }
         }

@@ -158,6 +158,8 @@ pub enum Format {
     Plain,
     /// Octal, with leading zeros up to this width.
     Octal(usize),
+    /// Hexadecimal, with 0x.
+    Hex,
     /// Nanoseconds as milliseconds with this many decimals.
     Millis(usize),
     /// Bytes as whole units of 1,024.
@@ -236,6 +238,7 @@ impl Value<'_> {
             },
             Value::Uint(n) | Value::Id(n) => match format {
                 Format::Octal(width) => out.extend_from_slice(format!("{n:0width$o}").as_bytes()),
+                Format::Hex => out.extend_from_slice(format!("0x{n:x}").as_bytes()),
                 Format::Millis(decimals) => push_millis(out, n, decimals),
                 Format::Kib => push_uint(out, n / 1024),
                 Format::KibWith(decimals) => {

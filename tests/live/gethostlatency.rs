@@ -20,6 +20,7 @@ use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::Running;
 use crate::support::command;
+use crate::support::compile::compile;
 use crate::support::patience;
 use crate::support::scratch;
 use crate::support::start;
@@ -94,12 +95,7 @@ int main(void)
 
 /// The program above, made with this compiler; `None` where there is none.
 fn build(compiler: &str, directory: &Path) -> Option<PathBuf> {
-    let (source, program) = (directory.join("lookup.c"), directory.join("lookup"));
-    fs::write(&source, LOOKUP).expect("source");
-    let built = Command::new(compiler).arg("-O2").arg("-o").arg(&program).arg(&source).output();
-    let built = built.ok()?;
-    assert!(built.status.success(), "{compiler}: {}", String::from_utf8_lossy(&built.stderr));
-    Some(program)
+    compile(compiler, directory, "lookup", LOOKUP, &["-O2"])
 }
 
 /// The program while it runs.

@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod burner;
+pub mod compile;
 pub mod disk;
 pub mod file_system;
 pub mod fuse;

@@ -228,6 +228,11 @@ const OUTPUT: &str = "Output";
 const FILTERS: &str = "Filters";
 const RUNNING: &str = "Running";
 
+/// Whether this option of a tool is a common one: only those stand under these headings.
+pub(crate) fn is_common(arg: &Arg) -> bool {
+    matches!(arg.get_help_heading(), Some(OUTPUT | FILTERS | RUNNING))
+}
+
 /// Every common option without its letter.
 fn all() -> Vec<Arg> {
     let flag = |name: &'static str, heading, help: &'static str| {

@@ -548,6 +548,13 @@ fn text() -> Outcome {
     // -D alone ends its line with the tab.
     let by_disk = text_run(&["-D", "-d", &disk.name], || direct.read(0));
     assert_eq!(by_disk[2], format!("disk = {}\t", disk.name), "{by_disk:?}");
+
+    let json = text_run(&["-j", "-d", &disk.name], || direct.read(0));
+    let types: Vec<_> = json
+        .iter()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line)["type"].clone())
+        .collect();
+    assert_eq!(types, ["ready", "histogram", "report", "end"], "{json:?}");
     Outcome::Passed
 }
 

@@ -100,6 +100,8 @@ fn intervals() -> Outcome {
     assert_eq!(row(&[6]), expected([1, 1, 0, 0]));
     assert_eq!(row(&[9]), expected([1, 0, 1, 100]));
     tool.stop().assert_clean();
+    let counted = start("biopattern", &["-d", &disk.name, "0.1", "2"]).finish();
+    assert_eq!((counted.of("report").count(), &counted.end()["reason"]), (2, &"count".into()));
     Outcome::Passed
 }
 

@@ -115,6 +115,8 @@ fn intervals() -> Outcome {
         let own = seen.get(&(*pid, disk.name.clone(), "R".into()));
         assert_eq!(own, Some(&(70, bytes(70))), "{pid}");
     }
+    let counted = start("biotop", &["-d", &disk.name, "0.1", "2"]).finish();
+    assert_eq!((counted.of("report").count(), &counted.end()["reason"]), (2, &"count".into()));
     Outcome::Passed
 }
 

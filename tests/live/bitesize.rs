@@ -76,7 +76,7 @@ fn buckets<const N: usize>(list: [(u64, u64); N]) -> BTreeMap<u64, u64> {
 }
 
 fn sizes() -> Outcome {
-    let disk = Disk::any();
+    let (disk, other) = (Disk::any(), Disk::any());
     // Where there is one: requests are then issued by a kernel thread.
     disk.scheduler("mq-deadline");
     let own = std::process::id().to_string();
@@ -89,6 +89,8 @@ fn sizes() -> Outcome {
     ];
     reads(&disk, "bz-one", [7, 5, 3, 2]);
     reads(&disk, "bz-two", [0, 11, 0, 0]);
+    // Not asked for by any of them.
+    reads(&other, "bz-one", [3, 0, 0, 0]);
     let [all, mine, one, two, nobody] = tools.map(|tool| of(&tool.stop()));
     let kib = |n: u64| n << 10;
     // A flush is a request of no bytes.

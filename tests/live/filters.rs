@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::fs::File;
+use std::io::Read as _;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -36,14 +37,17 @@ use crate::support::binary;
 use crate::support::command;
 use crate::support::disk::Disk;
 use crate::support::patience;
+use crate::support::pinned::Pinned;
 use crate::support::scratch;
 use crate::support::start;
 use crate::support::start_command;
+use crate::support::wait_until_stopped;
 
 pub const CASES: &[Case] = &[
     Case::new("cgroups that are made later", later_cgroups),
     Case::new("process trees", trees),
     Case::new("users", users),
+    Case::new("pinned maps", pinned_maps),
     Case::new("containers by name and id", containers),
     Case::new("no tool shows what is not in the container", nobody),
     Case::new("cgroups and containers that are gone", gone),
@@ -235,6 +239,40 @@ fn users() -> Outcome {
         work.assert(one, 1, "--uid nobody");
         work.assert(two, 4, "--uid 65534,65533");
         work.assert(both, 0, "--uid and --comm");
+    }
+    Outcome::Passed
+}
+
+/// Cgroups and mount namespaces that somebody else keeps a list of, in a map that he has pinned.
+fn pinned_maps() -> Outcome {
+    for work in works() {
+        let cgroup = Cgroup::new(&format!("{}-pinned", work.tool));
+        let id = fs::metadata(&cgroup.path).expect("cgroup").ino().to_ne_bytes();
+        // In a mount namespace of its own once it has said something.
+        let mut apart = Command::new("unshare")
+            .args(["--mount", "bash", "-c", &format!("echo; read go; N=9; {}", work.script)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare");
+        apart.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("it runs");
+        let namespace = fs::metadata(format!("/proc/{}/ns/mnt", apart.id())).expect("namespace");
+        let namespace = u32::try_from(namespace.ino()).expect("32 bits").to_ne_bytes();
+        let (cgroups, namespaces) = match (Pinned::new(&id), Pinned::new(&namespace)) {
+            (Ok(cgroups), Ok(namespaces)) => (cgroups, namespaces),
+            (Err(reason), _) | (_, Err(reason)) => return Outcome::Skipped(reason),
+        };
+        let by_cgroup = work.start(&["--cgroupmap", &cgroups.path()]);
+        let by_namespace = work.start(&["--mntnsmap", &namespaces.path()]);
+        work.run("", 1);
+        work.run(&enter(&cgroup.path), 3);
+        go(&mut apart);
+        assert!(apart.wait().expect("wait").success());
+        // Whoever keeps the map may change it while the tool runs.
+        cgroups.remove(&id);
+        work.run(&enter(&cgroup.path), 27);
+        work.assert(by_cgroup, 3, "--cgroupmap");
+        work.assert(by_namespace, 9, "--mntnsmap");
     }
     Outcome::Passed
 }
@@ -486,18 +524,6 @@ fn gone() -> Outcome {
     assert_eq!(event("plain")["cgroup"], format!("/{plain_name}"));
     assert_eq!(event("plain")["container"], Value::Null);
     Outcome::Passed
-}
-
-fn wait_until_stopped(pid: u32) {
-    let until = Instant::now() + patience();
-    let stopped = || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
-        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
-    };
-    while !stopped() {
-        assert!(Instant::now() < until, "it does not stop");
-        thread::yield_now();
-    }
 }
 
 /// Of runtimes that write the file only after the cgroup; and of containerd, CRI-O and podman.

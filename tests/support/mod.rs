@@ -7,6 +7,7 @@
 pub mod burner;
 pub mod disk;
 pub mod net;
+pub mod pinned;
 pub mod schema;
 pub mod uring;
 
@@ -403,6 +404,19 @@ pub fn wait_until_in_call(tid: u64, number: i64) {
     // The file says "running" while the thread is not blocked.
     while !fs::read_to_string(format!("/proc/{tid}/syscall")).is_ok_and(|s| s.starts_with(&call)) {
         assert!(Instant::now() < until, "thread {tid} did not come to wait in call {number}");
+        thread::yield_now();
+    }
+}
+
+/// Waits until a process that was sent SIGSTOP has stopped.
+pub fn wait_until_stopped(pid: u32) {
+    let until = Instant::now() + patience();
+    let stopped = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    };
+    while !stopped() {
+        assert!(Instant::now() < until, "it does not stop");
         thread::yield_now();
     }
 }

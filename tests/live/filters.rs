@@ -6,13 +6,11 @@
 use std::fs;
 use std::fs::File;
 use std::io::Read as _;
-use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
-use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::atomic::AtomicU32;
@@ -36,6 +34,7 @@ use crate::support::Running;
 use crate::support::binary;
 use crate::support::command;
 use crate::support::disk::Disk;
+use crate::support::go;
 use crate::support::patience;
 use crate::support::pinned::Pinned;
 use crate::support::scratch;
@@ -216,10 +215,6 @@ fn trees() -> Outcome {
         work.assert(other, 0, "--tree and --comm");
     }
     Outcome::Passed
-}
-
-fn go(child: &mut Child) {
-    child.stdin.take().expect("piped").write_all(b"\n").expect("go");
 }
 
 fn users() -> Outcome {

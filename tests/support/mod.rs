@@ -9,6 +9,7 @@ pub mod disk;
 pub mod net;
 pub mod pinned;
 pub mod schema;
+pub mod text;
 pub mod uring;
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use std::fs;
 use std::io::BufRead as _;
 use std::io::BufReader;
 use std::io::Read as _;
+use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
@@ -24,6 +26,7 @@ use std::process::ExitStatus;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
@@ -89,9 +92,13 @@ pub fn scratch(name: &str) -> PathBuf {
     path
 }
 
-/// The multi-call binary that is tested.
+/// The multi-call binary that is tested: Cargo puts it one directory above this program.
 pub fn binary() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_bpfscope"))
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let this = std::env::current_exe().expect("this program");
+        this.parent().expect("a directory").with_file_name("bpfscope")
+    })
 }
 
 /// Set in the environment, it makes the test program a multi-call binary of the tests' own tools.
@@ -395,6 +402,11 @@ pub fn process(record: &Value) -> (u64, u64, u64, u64) {
         record[name].as_u64().unwrap_or_else(|| panic!("{name} is no number: {record}"))
     };
     (number("pid"), number("tid"), number("ppid"), number("uid"))
+}
+
+/// Lets a process go on that waits for a line.
+pub fn go(child: &mut Child) {
+    child.stdin.take().expect("piped").write_all(b"\n").expect("go");
 }
 
 /// Waits until a thread is blocked in this system call.

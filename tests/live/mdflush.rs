@@ -22,6 +22,7 @@ use nix::sys::stat::mknod;
 use crate::support::Case;
 use crate::support::Finished;
 use crate::support::Outcome;
+use crate::support::assert_time;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
 use crate::support::gettid;
@@ -34,7 +35,7 @@ use crate::support::text::text_run;
 pub const CASES: &[Case] = &[
     // One after the other, since there is one array.
     Case::alone("every flush once", flushes),
-    Case::alone("latency", latency),
+    Case::alone("latency", latency).timed(),
     Case::alone("text", text),
     Case::new("usage errors", usage_errors),
 ];
@@ -201,7 +202,7 @@ fn latency() -> Outcome {
     assert_eq!(events.len(), 5, "{events:?}");
     for (event, waited) in events.iter().zip(&waited) {
         let latency = Duration::from_nanos(event["lat_ns"].as_u64().expect("lat_ns"));
-        assert!(latency >= Duration::from_millis(20) && latency <= *waited, "{event}, {waited:?}");
+        assert_time(latency, Duration::from_millis(20), *waited);
     }
     Outcome::Passed
 }

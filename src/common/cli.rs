@@ -27,7 +27,9 @@ use crate::error::usage;
 use crate::output::Choice;
 use crate::output::Color;
 use crate::output::Form;
+use crate::output::Output;
 use crate::output::Selection;
+use crate::session::Every;
 use crate::table::Table;
 use crate::table::TableChoice;
 use crate::time::TimeFormat;
@@ -178,6 +180,25 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(n) if plain && n > 0.0 && n < 1e9 => Ok(Duration::from_secs_f64(n)),
         _ => Err("not a positive number of seconds".into()),
+    }
+}
+
+// A doc comment on a struct that is flattened would become the tool's own description.
+#[allow(missing_docs)]
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Reports {
+    /// Seconds between reports; without it, one report at the end
+    #[arg(value_parser = seconds)]
+    pub interval: Option<Duration>,
+    /// End after this many reports
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+impl Reports {
+    /// What to do so often.
+    pub fn every<'a>(&self, act: &'a mut dyn FnMut(&mut Output) -> Result<()>) -> Every<'a> {
+        Every { interval: self.interval, count: self.count, act }
     }
 }
 

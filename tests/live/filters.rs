@@ -618,6 +618,28 @@ fn columns() -> Outcome {
     let own = fs::read_to_string("/proc/self/cgroup").expect("own cgroup");
     let own = own.lines().find_map(|line| line.strip_prefix("0::")).expect("v2");
     assert_eq!(shown, [["bs-column", path.as_str()], ["-", own]], "{text}");
+
+    // Rows of a table have the container as a field of their own.
+    let work = works().into_iter().find(|work| work.tool == "biolatency").expect("a work");
+    let script = format!("(N=2; {0}); {1}; N=3; {0}", work.script, enter(&fake.cgroup));
+    let args = ["60", "--fields", "+max_lat_ns,+container", "--", "bash", "-c", &script];
+    let output = machine.command("biotop", &work.all(&args)).output().expect("biotop");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let header = lines.by_ref().find(|words| words.first() == Some(&"PID")).expect("a header");
+    assert_eq!(header[6..], ["I/O", "Kbytes", "MAXms", "AVGms", "CONTAINER"]);
+    let mut rows: Vec<(&str, &str)> = lines
+        .take_while(|words| !words.is_empty())
+        .map(|words| {
+            let ms = |at: usize| words[at].parse::<f64>().expect("milliseconds");
+            // The longest is no shorter than the average.
+            assert!(ms(8) >= ms(9), "{text}");
+            (words[6], words[10])
+        })
+        .collect();
+    rows.sort_unstable();
+    assert_eq!(rows, [("2", "-"), ("3", "bs-column")], "{text}");
     Outcome::Passed
 }
 

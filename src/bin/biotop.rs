@@ -171,8 +171,8 @@ no known submitter: PID 0, COMM ?, and filters on the task leave them out. An in
                 column("requests", "I/O", 5).right(),
                 column("size_bytes", "Kbytes", 7).right().format(Format::Kib),
                 column("max_lat_ns", "MAXms", 6).right().format(Format::Millis(2)).when(false),
+                column("container", "CONTAINER", 16).null("-").when(false),
                 column("avg_lat_ns", "AVGms", 6).right().format(Format::Millis(2)),
-                column("container", "CONTAINER", 0).null("-").when(false),
             ]);
         Records::new([kind])
     }

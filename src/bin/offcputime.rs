@@ -183,22 +183,30 @@ were seen to map while they lived.",
     }
 
     fn records(&self) -> Records {
-        let kind = Kind::row("stack")
-            .field("pid", Type::Uint, "Process id; 0 = an idle thread.")
-            .field("tid", Type::Uint, "Thread id.")
-            .field("comm", Type::String, "Command name of the thread.")
-            .field("off_ns", Type::Uint, "How long it was off the CPU with this stack, all times together.")
-            .field("times", Type::Uint, "How often.")
-            .field("pending", Type::Bool, "Whether it was still off the CPU at the end; only with --pending.")
-            .field("kernel_stack", Type::Stack, "The kernel's part; null when it was not asked for or could not be kept.")
-            .field("user_stack", Type::Stack, "The program's part; empty for kernel threads, null when it was not asked for or could not be kept.")
-            .columns([
-                column("pid", "PID", 6),
-                column("tid", "TID", 6),
-                column("comm", "COMM", 16),
-                column("off_ns", "OFF(ms)", 12).right().format(Format::Millis(3)),
-                column("times", "TIMES", 8).right(),
-            ]);
+        let kind = stacks::with_fields(
+            Kind::row("stack")
+                .field("pid", Type::Uint, "Process id; 0 = an idle thread.")
+                .field("tid", Type::Uint, "Thread id.")
+                .field("comm", Type::String, "Command name of the thread.")
+                .field(
+                    "off_ns",
+                    Type::Uint,
+                    "How long it was off the CPU with this stack, all times together.",
+                )
+                .field("times", Type::Uint, "How often.")
+                .field(
+                    "pending",
+                    Type::Bool,
+                    "Whether it was still off the CPU at the end; only with --pending.",
+                ),
+        )
+        .columns([
+            column("pid", "PID", 6),
+            column("tid", "TID", 6),
+            column("comm", "COMM", 16),
+            column("off_ns", "OFF(ms)", 12).right().format(Format::Millis(3)),
+            column("times", "TIMES", 8).right(),
+        ]);
         let records = Records::new([kind]);
         if self.shape.folded {
             return records;

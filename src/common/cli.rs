@@ -27,7 +27,9 @@ use crate::error::usage;
 use crate::output::Choice;
 use crate::output::Color;
 use crate::output::Form;
+use crate::output::Output;
 use crate::output::Selection;
+use crate::session::Every;
 use crate::table::Table;
 use crate::table::TableChoice;
 use crate::time::TimeFormat;
@@ -181,6 +183,25 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+// A doc comment on a struct that is flattened would become the tool's own description.
+#[allow(missing_docs)]
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Reports {
+    /// Seconds between reports; without it, one report at the end
+    #[arg(value_parser = seconds)]
+    pub interval: Option<Duration>,
+    /// End after this many reports
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+impl Reports {
+    /// What to do so often.
+    pub fn every<'a>(&self, act: &'a mut dyn FnMut(&mut Output) -> Result<()>) -> Every<'a> {
+        Every { interval: self.interval, count: self.count, act }
+    }
+}
+
 /// Parses a size: `4096`, `64k`, `16M`, `1G` (powers of 1024).
 ///
 /// # Errors
@@ -227,6 +248,11 @@ fn pinned_map(path: &str, key_size: u32) -> Result<PathBuf, String> {
 const OUTPUT: &str = "Output";
 const FILTERS: &str = "Filters";
 const RUNNING: &str = "Running";
+
+/// Whether this option of a tool is a common one: only those stand under these headings.
+pub(crate) fn is_common(arg: &Arg) -> bool {
+    matches!(arg.get_help_heading(), Some(OUTPUT | FILTERS | RUNNING))
+}
 
 /// Every common option without its letter.
 fn all() -> Vec<Arg> {

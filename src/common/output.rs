@@ -353,12 +353,25 @@ impl Output {
         };
         self.tool_names_cgroups
             || self.plans.iter().any(|plan| {
+                // Rows are of no task, and have the container as a field of their own.
+                let named = |source: &Source| match source {
+                    Source::Field(i) => {
+                        plan.kind.fields.get(*i).is_some_and(|f| f.name == "container")
+                    }
+                    source => named(source),
+                };
                 let shown = match self.form {
                     Form::Columns => plan.columns.iter().any(|(source, _)| named(source)),
                     Form::Json | Form::Csv => plan.fields.iter().any(|(source, ..)| named(source)),
                 };
                 shown || plan.tests.iter().flatten().any(|test| named(&test.source))
             })
+    }
+
+    /// The container that a cgroup is of, for a field `container` of rows, which are of no task.
+    pub fn container(&mut self, cgroup_id: u64) -> Option<String> {
+        let container = self.cgroups.identity(cgroup_id).container.as_deref()?;
+        Some(container.shown().to_string())
     }
 
     /// The JSON fields of a kind that are shown.

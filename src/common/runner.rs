@@ -247,6 +247,20 @@ pub(crate) fn schema<T: Tool>(args: Vec<OsString>) -> Result<String> {
     Ok(schema::of(name, &records, &output))
 }
 
+/// The records under these options (without the tool's name), as they are when the tool has looked
+/// at its options. What it would refuse is not refused: this is for documentation.
+///
+/// # Errors
+/// Usage errors that are seen before the tool looks.
+pub(crate) fn records<T: Tool>(args: &[&str]) -> Result<Records> {
+    let all = std::iter::once(<T::Bpf as Bpf>::NAME).chain(args.iter().copied());
+    let matches = command::<T>().try_get_matches_from(all)?;
+    let mut tool = T::from_arg_matches(&matches)?;
+    let mut common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
+    let _ = tool.check(&mut common);
+    Ok(tool.records())
+}
+
 /// Refuses options that choose what is traced, for `--from`. Of the tool's own, those are fine that
 /// change which columns there are.
 fn only_shows<T: Tool>(matches: &ArgMatches, alias: Option<&Alias>) -> Result<()> {

@@ -19,12 +19,14 @@ use libbpf_rs::OpenObject;
 use crate::globals::set_constant;
 use crate::output::complain;
 use crate::output::until_nul;
+use crate::record::Kind;
 use crate::session::Event;
 use crate::shared::StackId;
 use crate::shared::StackKey;
 use crate::symbols::Symbols;
 use crate::symbols::tracing_frames;
 use crate::value::Frame;
+use crate::value::Type;
 use crate::value::Value;
 use crate::value::frame_text;
 
@@ -145,6 +147,23 @@ impl Shape {
             "user + kernel"
         }
     }
+}
+
+/// Adds the fields of both parts of a stack, as [`Stack::value`] gives them.
+#[must_use]
+pub fn with_fields(kind: Kind) -> Kind {
+    kind.field(
+        "kernel_stack",
+        Type::Stack,
+        "The kernel's part; empty when the program itself ran, null when it was not asked for or \
+         could not be kept.",
+    )
+    .field(
+        "user_stack",
+        Type::Stack,
+        "The program's part; empty for kernel threads, null when it was not asked for or could not \
+         be kept.",
+    )
 }
 
 /// The stacks that the kernel side has sent.

@@ -411,7 +411,20 @@ fn text() -> Outcome {
         lines.next().expect("a header").expect("UTF-8"),
         "TIME     PID     COMM             LATms      HOST"
     );
+    let fields = ["-p", &pid, "--limit", "1", "--fields", "+error,+address"];
+    let mut other =
+        command("gethostlatency", &fields).stdout(Stdio::piped()).spawn().expect("spawn");
+    let stdout = other.stdout.take().expect("piped");
+    let mut more = std::io::BufRead::lines(std::io::BufReader::new(stdout));
+    assert_eq!(
+        more.next().expect("a header").expect("UTF-8"),
+        "TIME     PID     COMM             LATms      ERROR          ADDRESS         HOST"
+    );
     lookups.look_up("gethostbyname nine.test");
+    let line = more.next().expect("a line").expect("UTF-8");
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[4..], ["0", "192.0.2.9", "nine.test"], "{line}");
+    assert!(other.wait().expect("wait").success());
     let line = lines.next().expect("a line").expect("UTF-8");
     let words: Vec<&str> = line.split_whitespace().collect();
     assert_eq!((words.len(), words[1], words[2], words[4]), (5, &*pid, "lookup", "nine.test"));

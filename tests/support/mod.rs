@@ -10,8 +10,10 @@ pub mod disk;
 pub mod file_system;
 pub mod fuse;
 pub mod net;
+pub mod pinned;
 pub mod sched;
 pub mod schema;
+pub mod text;
 pub mod uring;
 
 use std::collections::HashMap;
@@ -19,6 +21,7 @@ use std::fs;
 use std::io::BufRead as _;
 use std::io::BufReader;
 use std::io::Read as _;
+use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
@@ -468,6 +471,11 @@ pub unsafe fn call_32bit(number: u32, args: [u32; 6]) -> i32 {
     result
 }
 
+/// Lets a process go on that waits for a line.
+pub fn go(child: &mut Child) {
+    child.stdin.take().expect("piped").write_all(b"\n").expect("go");
+}
+
 /// Waits until a thread is blocked in this system call.
 pub fn wait_until_in_call(tid: u64, number: i64) {
     let until = Instant::now() + patience();
@@ -475,6 +483,19 @@ pub fn wait_until_in_call(tid: u64, number: i64) {
     // The file says "running" while the thread is not blocked.
     while !fs::read_to_string(format!("/proc/{tid}/syscall")).is_ok_and(|s| s.starts_with(&call)) {
         assert!(Instant::now() < until, "thread {tid} did not come to wait in call {number}");
+        thread::yield_now();
+    }
+}
+
+/// Waits until a process that was sent SIGSTOP has stopped.
+pub fn wait_until_stopped(pid: u32) {
+    let until = Instant::now() + patience();
+    let stopped = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    };
+    while !stopped() {
+        assert!(Instant::now() < until, "it does not stop");
         thread::yield_now();
     }
 }

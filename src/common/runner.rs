@@ -306,12 +306,15 @@ fn first_line(error: &clap::Error) -> String {
 }
 
 static VERBOSE: AtomicBool = AtomicBool::new(false);
+/// BPF_LOG_STATS of include/linux/bpf_verifier.h: how many instructions the verifier went through,
+/// in a line for each program; under `-v`.
+const VERIFIER_STATISTICS: u32 = 4;
 /// libbpf's last words, kept to explain a failure.
 static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn on_libbpf(level: PrintLevel, text: String) {
     if VERBOSE.load(Ordering::Relaxed) {
-        complain("libbpf", text.trim_end());
+        complain("libbpf", text.strip_prefix("libbpf: ").unwrap_or(&text).trim_end());
     }
     if matches!(level, PrintLevel::Warn)
         && let Ok(mut warnings) = WARNINGS.lock()
@@ -503,6 +506,9 @@ fn prepare(
             [&way.programs, &way.by_hand, &way.optional].iter().any(|of| of.contains(&name))
         };
         program.set_autoload(wanted);
+        if common.verbose {
+            program.set_log_level(VERIFIER_STATISTICS);
+        }
     }
     let cpus = u64::try_from(libbpf_rs::num_possible_cpus()?)?;
     let buffer = common

@@ -35,6 +35,7 @@ use crate::support::Cgroup;
 use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::Running;
+use crate::support::assert_time;
 use crate::support::command;
 use crate::support::disk::BLOCK;
 use crate::support::disk::Direct;
@@ -49,7 +50,7 @@ pub const CASES: &[Case] = &[
     Case::new("merged requests keep their owner", merges),
     Case::new("queued time", queued),
     Case::new("nothing is lost between reports", intervals),
-    Case::new("latency", latency),
+    Case::new("latency", latency).timed(),
     Case::new("a partition", partition),
     Case::new("text", text),
     Case::new("usage errors", usage_errors),
@@ -455,7 +456,7 @@ fn latency() -> Outcome {
         let (sum, count) = total(&finished);
         assert_counts(&finished, [count], [10]);
         let least = Duration::from_millis(20) * u32::try_from(count).expect("small");
-        assert!(sum >= least && sum <= took, "{sum:?} of {took:?}");
+        assert_time(sum, least, took);
         let records: Vec<_> = finished.of("histogram").collect();
         assert_eq!(records.len(), 1);
         assert_eq!(records[0]["key"], serde_json::json!({"disk": null, "flags": null}));

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
+use std::time::Duration;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -13,6 +14,7 @@ use serde_json::Value;
 use crate::support::Case;
 use crate::support::Finished;
 use crate::support::Outcome;
+use crate::support::assert_time;
 use crate::support::burner::Burning;
 use crate::support::burner::names;
 use crate::support::command;
@@ -22,7 +24,7 @@ use crate::support::start;
 
 pub const CASES: &[Case] = &[
     Case::new("who read, where, and how often", reads),
-    Case::new("how long it took", latency),
+    Case::new("how long it took", latency).timed(),
     Case::new("filters", filters),
     Case::new("requests that are merged", merged),
     Case::new("intervals", intervals),
@@ -90,13 +92,13 @@ fn latency() -> Outcome {
     let tool = start("biostacks", &["-d", &disk.name]);
     let began = Instant::now();
     read(&disk, 25);
-    let longest = u64::try_from(began.elapsed().as_nanos()).expect("ns");
+    let longest = began.elapsed();
     let finished = tool.stop();
     finished.assert_clean();
     let rows = of(&finished, &disk);
     assert_eq!(count(&rows), 25);
     let sum: u64 = rows.iter().map(|row| row["sum"].as_u64().expect("sum")).sum();
-    assert!((25 * 20_000_000..longest).contains(&sum), "{sum} of {longest}");
+    assert_time(Duration::from_nanos(sum), Duration::from_millis(25 * 20), longest);
     for row in rows {
         for bucket in row["buckets"].as_array().expect("buckets") {
             let below = bucket["lt"].as_u64() <= Some(16_384_000);

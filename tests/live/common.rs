@@ -94,6 +94,46 @@ fn expected(tool: &str) -> BTreeMap<Vec<String>, String> {
         .collect()
 }
 
+/// What the verifier said of each program, in what a tool says under `-v`.
+fn verified(stderr: &str) -> Vec<(String, u64)> {
+    let of_line = |line: &str| {
+        let (before, log) = line.split_once("': -- BEGIN PROG LOAD LOG --")?;
+        let (_, program) = before.split_once("prog '")?;
+        let (_, count) = log.split_once("processed ")?;
+        let count = count.split(' ').next()?.parse().expect("a number");
+        Some((program.to_string(), count))
+    };
+    stderr.lines().filter_map(of_line).collect()
+}
+
+/// Holds what the verifier had to do against tests/verifier/NAME: no program may grow by more than
+/// a quarter unseen.
+fn assert_verified(tool: &str, programs: &BTreeMap<String, u64>) {
+    assert!(!programs.is_empty(), "{tool}: the verifier's statistics are not in what -v says");
+    let lines: String =
+        programs.iter().map(|(name, count)| format!("{tool} {name} {count}\n")).collect();
+    if std::env::var_os("BPFSCOPE_RECORD").is_some() {
+        let results = std::env::var("BPFSCOPE_RESULTS").expect("where results are written");
+        let path = format!("{results}.verifier");
+        let mut file = File::options().append(true).create(true).open(path).expect("verifier");
+        file.write_all(lines.as_bytes()).expect("verifier");
+        return;
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/verifier").join(tool);
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    let known: BTreeMap<&str, u64> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix(&format!("{} ", kernel()))?.split_once(' '))
+        .map(|(name, count)| (name, count.parse().expect("a number")))
+        .collect();
+    for (name, count) in programs {
+        let Some(at_most) = known.get(name.as_str()).map(|known| known + known / 4) else {
+            panic!("{} does not know {name} on {}: {count}", path.display(), kernel());
+        };
+        assert!(*count <= at_most, "{tool}: {name} has grown to {count}, a quarter above {text}");
+    }
+}
+
 fn ways() -> Outcome {
     for tool in tools() {
         let expected = expected(&tool);
@@ -103,12 +143,20 @@ fn ways() -> Outcome {
             continue;
         }
         assert!(!expected.is_empty(), "tests/expect/{tool} does not know {}", kernel());
+        let mut programs = BTreeMap::new();
         for (args, way) in expected {
-            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            let args: Vec<&str> =
+                args.iter().map(String::as_str).chain(std::iter::once("--verbose")).collect();
             let running = start(&tool, &args);
             assert_eq!(running.way(), way, "{tool} {args:?}");
-            running.stop().assert_clean();
+            let finished = running.stop();
+            finished.assert_clean();
+            for (name, count) in verified(&finished.stderr) {
+                let most = programs.entry(name).or_insert(0);
+                *most = count.max(*most);
+            }
         }
+        assert_verified(&tool, &programs);
     }
     Outcome::Passed
 }

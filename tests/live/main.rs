@@ -2,9 +2,11 @@
 
 //! The privileged tests: each starts a tool, causes a known number of known things, and compares.
 //!
-//! `cargo test --test live [-- WORD…]` runs those whose name (`tool::test`) contains a word, on
-//! the machine's own kernel; `tests/run` runs them in the VMs as well. With `BPFSCOPE_RESULTS=FILE`
+//! `cargo build --bin bpfscope --example live && target/debug/examples/live [WORD…]` runs those
+//! whose name (`tool::test`) contains a word, on the machine's own kernel; `tests/run` runs them in the VMs as well. With `BPFSCOPE_RESULTS=FILE`
 //! a line for each is appended there: kernel, file, test, outcome, reason (tab separated).
+//! `BPFSCOPE_ICOUNT` says that the clock is exact here; then those run whose times are known, one
+//! after another. `--list` only names what would run.
 
 // Tests make system calls that no safe wrapper makes, wrong ones among them.
 #![allow(unsafe_code)]
@@ -60,8 +62,14 @@ fn main() -> ExitCode {
         .iter()
         .flat_map(|(file, cases)| cases.iter().map(move |case| Job { file, case }))
         .filter(wanted)
+        .filter(|job| job.case.timed || !support::exact_time())
         .collect();
-    let (alone, together): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|j| j.case.alone);
+    if std::env::args().any(|arg| arg == "--list") {
+        jobs.iter().for_each(|job| println!("{}::{}", job.file, job.case.name));
+        return ExitCode::SUCCESS;
+    }
+    let (alone, together): (Vec<Job>, Vec<Job>) =
+        jobs.into_iter().partition(|job| job.case.alone || support::exact_time());
 
     // The message of a panic is printed with the test that failed, not when it happens.
     panic::set_hook(Box::new(|info| {
@@ -93,7 +101,8 @@ thread_local! {
 }
 
 fn run(job: &Job, tally: &Mutex<Tally>) {
-    let name = format!("{}::{}", job.file, job.case.name);
+    let clock = if support::exact_time() { " by an exact clock" } else { "" };
+    let name = format!("{}::{}{clock}", job.file, job.case.name);
     let started = Instant::now();
     let result = panic::catch_unwind(AssertUnwindSafe(job.case.run));
     let messages = MESSAGES.take().join("; ");
@@ -113,8 +122,12 @@ fn run(job: &Job, tally: &Mutex<Tally>) {
     println!("{} {name} {word} ({took:.1} s){why}", support::kernel());
     if let Ok(path) = std::env::var("BPFSCOPE_RESULTS") {
         let reason = reason.replace(['\n', '\t'], " ");
-        let line =
-            format!("{}\t{}\t{}\t{word}\t{reason}\n", support::kernel(), job.file, job.case.name);
+        let line = format!(
+            "{}\t{}\t{}{clock}\t{word}\t{reason}\n",
+            support::kernel(),
+            job.file,
+            job.case.name
+        );
         let mut file = OpenOptions::new().append(true).create(true).open(path).expect("results");
         file.write_all(line.as_bytes()).expect("results");
     }

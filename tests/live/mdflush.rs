@@ -29,6 +29,7 @@ use nix::unistd::Pid;
 use crate::support::Case;
 use crate::support::Finished;
 use crate::support::Outcome;
+use crate::support::assert_time;
 use crate::support::command;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
@@ -40,7 +41,7 @@ use crate::support::start;
 pub const CASES: &[Case] = &[
     // One after the other, since there is one array.
     Case::alone("every flush once", flushes),
-    Case::alone("latency", latency),
+    Case::alone("latency", latency).timed(),
     Case::alone("text", text),
     Case::new("usage errors", usage_errors),
 ];
@@ -207,7 +208,7 @@ fn latency() -> Outcome {
     assert_eq!(events.len(), 5, "{events:?}");
     for (event, waited) in events.iter().zip(&waited) {
         let latency = Duration::from_nanos(event["lat_ns"].as_u64().expect("lat_ns"));
-        assert!(latency >= Duration::from_millis(20) && latency <= *waited, "{event}, {waited:?}");
+        assert_time(latency, Duration::from_millis(20), *waited);
     }
     Outcome::Passed
 }

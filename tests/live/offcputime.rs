@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::support::Case;
 use crate::support::Finished;
 use crate::support::Outcome;
+use crate::support::assert_time;
 use crate::support::burner::Burning;
 use crate::support::burner::burner;
 use crate::support::burner::names;
@@ -22,7 +23,7 @@ use crate::support::patience;
 use crate::support::start;
 
 pub const CASES: &[Case] = &[
-    Case::new("times and stacks", times),
+    Case::new("times and stacks", times).timed(),
     Case::new("shortest and longest time", limits),
     Case::new("states", states),
     Case::new("whose time", filters),
@@ -62,7 +63,7 @@ fn times() -> Outcome {
     for extra in [&[][..], &["-U"], &["-K"]] {
         let began = Instant::now();
         let finished = run(&[&["--state", "1"], extra].concat(), ["20", "25"]);
-        let longest = u64::try_from(began.elapsed().as_nanos()).expect("ns");
+        let longest = began.elapsed();
         if extra == ["-K"] {
             assert!(finished.of("row").count() > 0);
             assert!(finished.of("row").all(|row| row["user_stack"].is_null()));
@@ -71,7 +72,7 @@ fn times() -> Outcome {
         let rows = naps(&finished);
         assert_eq!(rows.iter().map(|row| number(row, "times")).sum::<u64>(), 25, "{rows:?}");
         let off: u64 = rows.iter().map(|row| number(row, "off_ns")).sum();
-        assert!((500_000_000..longest).contains(&off), "{off} of {longest}");
+        assert_time(Duration::from_nanos(off), Duration::from_millis(25 * 20), longest);
         for row in rows {
             assert_eq!(row["pid"], row["tid"]);
             assert_eq!((&row["comm"], &row["pending"]), (&"burner".into(), &false.into()));

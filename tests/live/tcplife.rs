@@ -30,13 +30,14 @@ use crate::support::Cgroup;
 use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::Running;
+use crate::support::assert_time;
 use crate::support::command;
 use crate::support::gettid;
 use crate::support::net::*;
 use crate::support::start;
 
 pub const CASES: &[Case] = &[
-    Case::new("bytes and durations", bytes_and_durations),
+    Case::new("bytes and durations", bytes_and_durations).timed(),
     Case::new("between namespaces", between_namespaces),
     Case::new("resets and failures", resets),
     Case::new("owners", owners),
@@ -194,7 +195,7 @@ fn bytes_and_durations() -> Outcome {
                     }),
                 );
                 let duration = Duration::from_nanos(event["duration_ns"].as_u64().expect("ns"));
-                assert!(least <= duration && duration <= most, "{least:?} {duration:?} {most:?}");
+                assert_time(duration, least, most);
             }
         }
         Outcome::Passed

@@ -54,6 +54,8 @@ pub struct Case {
     pub name: &'static str,
     /// Whether it needs the machine for itself: floods, timing.
     pub alone: bool,
+    /// Whether it also runs where the clock is exact: see [`exact_time`].
+    pub timed: bool,
     /// The test.
     pub run: fn() -> Outcome,
 }
@@ -61,12 +63,33 @@ pub struct Case {
 impl Case {
     /// A test that runs beside others.
     pub const fn new(name: &'static str, run: fn() -> Outcome) -> Self {
-        Self { name, alone: false, run }
+        Self { name, alone: false, timed: false, run }
     }
 
     /// A test that runs alone.
     pub const fn alone(name: &'static str, run: fn() -> Outcome) -> Self {
-        Self { name, alone: true, run }
+        Self { name, alone: true, timed: false, run }
+    }
+
+    /// A test of times that are known, which runs once more where the clock is exact.
+    #[must_use]
+    pub const fn timed(self) -> Self {
+        Self { timed: true, ..self }
+    }
+}
+
+/// Whether the clock counts instructions (`tests/vm/boot --icount`): a sleep is as long as it was
+/// asked for, and how busy the host is changes nothing.
+pub fn exact_time() -> bool {
+    std::env::var_os("BPFSCOPE_ICOUNT").is_some()
+}
+
+/// Asserts that a time is what it is known to be at least, and at most what the test itself
+/// measured around it; where the clock is exact, no more than a tenth above what is known.
+pub fn assert_time(shown: Duration, known: Duration, measured: Duration) {
+    assert!(shown >= known && shown <= measured, "{shown:?}, not {known:?} to {measured:?}");
+    if exact_time() {
+        assert!(shown <= known + known / 10, "{shown:?} is more than a tenth above {known:?}");
     }
 }
 
@@ -281,6 +304,12 @@ impl Running {
                 ),
             }
         }
+    }
+
+    /// Whether a record for which `wanted` holds has come by now.
+    pub fn has_shown(&mut self, wanted: impl Fn(&Value) -> bool) -> bool {
+        self.seen.extend(self.records.try_iter());
+        self.seen.iter().any(wanted)
     }
 
     /// Asks it to end, and collects everything.

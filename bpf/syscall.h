@@ -47,13 +47,17 @@
 #define NR32_msync 144
 #define NR32_syncfs 344
 #define NR32_sync_file_range 314
+#define NR_clone 56
+#define NR_fork 57
+#define NR_vfork 58
+#define NR_clone3 435
+#define NR32_fork 2
+#define NR32_clone 120
+#define NR32_vfork 190
+#define NR32_clone3 435
 
-static __always_inline bool syscall_is_32bit(void)
-{
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-
-	return BPF_CORE_READ(task, thread_info.status) & TS_COMPAT;
-}
+#define syscall_flags status
+#define SYSCALL_IS_32BIT TS_COMPAT
 
 static __always_inline long syscall_number(struct pt_regs *regs)
 {
@@ -133,13 +137,17 @@ static __always_inline __u64 syscall_arg(struct pt_regs *regs, int index, bool i
 #define NR32_syncfs 373
 /* arm_sync_file_range(), with its arguments in another order. */
 #define NR32_sync_file_range 341
+#define NR_clone 220
+#define NR_fork (-2)
+#define NR_vfork (-2)
+#define NR_clone3 435
+#define NR32_fork 2
+#define NR32_clone 120
+#define NR32_vfork 190
+#define NR32_clone3 435
 
-static __always_inline bool syscall_is_32bit(void)
-{
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-
-	return BPF_CORE_READ(task, thread_info.flags) & (1UL << TIF_32BIT);
-}
+#define syscall_flags flags
+#define SYSCALL_IS_32BIT (1UL << TIF_32BIT)
 
 static __always_inline long syscall_number(struct pt_regs *regs)
 {
@@ -157,5 +165,32 @@ static __always_inline __u64 syscall_arg(struct pt_regs *regs, int index, bool i
 #else
 #error "syscall.h does not know this architecture"
 #endif
+
+/* Whether the system call that the current task is in is one of a 32-bit caller. */
+static __always_inline bool syscall_is_32bit(void)
+{
+	/*
+	 * The verifier knows what this helper returns, and it can be read without another call.
+	 * Older kernels do not have it (until 5.11).
+	 */
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
+		struct task_struct *current = bpf_get_current_task_btf();
+
+		return current->thread_info.syscall_flags & SYSCALL_IS_32BIT;
+	}
+
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, thread_info.syscall_flags) & SYSCALL_IS_32BIT;
+}
+
+/* Whether a system call makes tasks, which return from it with 0. */
+static __always_inline bool syscall_makes_tasks(long number, bool is_32bit)
+{
+	if (is_32bit)
+		return number == NR32_clone || number == NR32_fork || number == NR32_vfork ||
+		       number == NR32_clone3;
+	return number == NR_clone || number == NR_fork || number == NR_vfork || number == NR_clone3;
+}
 
 #endif

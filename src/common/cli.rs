@@ -275,9 +275,14 @@ fn all() -> Vec<Arg> {
             .allow_hyphen_values(true)
             .value_parser(Selection::parse),
         flag("timestamp", OUTPUT, "Show the time of each event"),
-        value("time-format", OUTPUT, "HOW", "wall, iso, epoch, since-start, since-first or boot")
-            .value_parser(PossibleValuesParser::new(TimeFormat::NAMES.map(|(name, _)| name)))
-            .hide_possible_values(true),
+        value(
+            "time-format",
+            OUTPUT,
+            "HOW",
+            "wall, utc, iso, epoch, since-start, since-first or boot",
+        )
+        .value_parser(PossibleValuesParser::new(TimeFormat::NAMES.map(|(name, _)| name)))
+        .hide_possible_values(true),
         value("color", OUTPUT, "WHEN", "Colors: auto (on a terminal), always or never")
             .value_parser(PossibleValuesParser::new(["auto", "always", "never"]))
             .hide_possible_values(true),

@@ -894,6 +894,11 @@ impl Output {
         self.report += 1;
     }
 
+    /// The path of a cgroup below the root of the hierarchy, for rows that are about one.
+    pub fn cgroup_path(&mut self, id: u64) -> Option<Vec<u8>> {
+        self.cgroups.path(id).map(<[u8]>::to_vec)
+    }
+
     /// Adds the wall-clock time of now as a line of its own; text only.
     pub fn time_line(&mut self) {
         if self.form == Form::Columns {

@@ -69,7 +69,7 @@ pub fn column(field: &'static str, header: &'static str, width: usize) -> Column
 /// Starts a column of the event's time, hidden unless the user asks for it with [`Column::when`]
 /// or `--timestamp`.
 pub fn time_column(header: &'static str, width: usize, format: TimeFormat) -> Column {
-    let decimals = if format == TimeFormat::Wall { 0 } else { 3 };
+    let decimals = if matches!(format, TimeFormat::Wall | TimeFormat::Utc) { 0 } else { 3 };
     Column { shown: false, time: Some((format, decimals)), ..column("ts", header, width) }
 }
 

@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::os::fd::AsRawFd as _;
@@ -39,6 +40,7 @@ use crate::cgroup_names::CgroupNames;
 use crate::cli::Common;
 use crate::cli::add_common;
 use crate::error;
+use crate::error::Stop;
 use crate::error::unsupported;
 use crate::event_loop::Waiter;
 use crate::filter;
@@ -88,6 +90,11 @@ pub fn run<T: Tool>(args: Vec<OsString>) -> u8 {
     match parse_and_run::<T>(args) {
         Ok(status) => status,
         Err(error) => {
+            if let Some(Stop::Answer(text)) = error.downcast_ref() {
+                // Nobody to tell when the reader has gone.
+                let _ = std::io::stdout().write_all(text.as_bytes());
+                return error::OK;
+            }
             complain(name, &format!("{error:#}"));
             error::status(&error)
         }

@@ -160,8 +160,12 @@ pub enum Format {
     Octal(usize),
     /// Hexadecimal, with 0x.
     Hex,
+    /// Nanoseconds as seconds with this many decimals.
+    Seconds(usize),
     /// Nanoseconds as milliseconds with this many decimals.
     Millis(usize),
+    /// Nanoseconds as microseconds with this many decimals.
+    Micros(usize),
     /// Bytes as whole units of 1,024.
     Kib,
     /// Bytes as units of 1,024, with this many decimals.
@@ -208,13 +212,18 @@ fn push_flags(out: &mut Vec<u8>, table: &[Flag], bits: u64) {
 
 /// Appends milliseconds with `decimals` from nanoseconds, rounded.
 pub(crate) fn push_millis(out: &mut Vec<u8>, ns: u64, decimals: usize) {
-    let unit = 10u64.pow(6 - u32::try_from(decimals.min(6)).unwrap_or(6));
+    push_time(out, ns, 6, decimals);
+}
+
+/// Appends units of `10^power` nanoseconds with `decimals`, at most that many, rounded.
+fn push_time(out: &mut Vec<u8>, ns: u64, power: usize, decimals: usize) {
+    let decimals = decimals.min(power);
+    let ten_to = |power: usize| 10u64.pow(u32::try_from(power).unwrap_or(0));
+    let (unit, whole) = (ten_to(power - decimals), ten_to(decimals));
     let scaled = ns.saturating_add(unit / 2) / unit;
-    let per_ms = 1_000_000 / unit;
-    push_uint(out, scaled / per_ms);
+    push_uint(out, scaled / whole);
     if decimals > 0 {
-        let fraction = scaled % per_ms;
-        out.extend_from_slice(format!(".{fraction:0decimals$}").as_bytes());
+        out.extend_from_slice(format!(".{:0decimals$}", scaled % whole).as_bytes());
     }
 }
 
@@ -239,7 +248,9 @@ impl Value<'_> {
             Value::Uint(n) | Value::Id(n) => match format {
                 Format::Octal(width) => out.extend_from_slice(format!("{n:0width$o}").as_bytes()),
                 Format::Hex => out.extend_from_slice(format!("0x{n:x}").as_bytes()),
+                Format::Seconds(decimals) => push_time(out, n, 9, decimals),
                 Format::Millis(decimals) => push_millis(out, n, decimals),
+                Format::Micros(decimals) => push_time(out, n, 3, decimals),
                 Format::Kib => push_uint(out, n / 1024),
                 Format::KibWith(decimals) => {
                     // Of a number below 2^53 exact to more digits than are shown.

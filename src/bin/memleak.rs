@@ -577,12 +577,14 @@ CONFIG_KALLSYMS_ALL, unless kernel.kptr_restrict hides it; arm64 always).
             }
             return Ok(());
         }
+        // Attaching takes seconds on some kernels, in which more could be mapped than is kept for
+        // those who look later.
+        let libraries = self.libraries(skel.object(), &common.pid)?;
         if let Err(error) = asides.note_mappings(&common.pid)
             && common.verbose
         {
             asides.remark(format!("processes that end will lack names: {error:#}"));
         }
-        let libraries = self.libraries(skel.object(), &common.pid)?;
         if libraries.count() == 0 && common.command.is_empty() {
             let name = self.obj.as_deref().unwrap_or("the C library");
             asides.remark(format!("no process has mapped {name} yet: waiting for it"));

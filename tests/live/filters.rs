@@ -243,6 +243,10 @@ fn pinned_maps() -> Outcome {
     for work in works() {
         let cgroup = Cgroup::new(&format!("{}-pinned", work.tool));
         let id = fs::metadata(&cgroup.path).expect("cgroup").ino().to_ne_bytes();
+        let cgroups = match Pinned::new(&id) {
+            Ok(cgroups) => cgroups,
+            Err(reason) => return Outcome::Skipped(reason),
+        };
         // In a mount namespace of its own once it has said something.
         let mut apart = Command::new("unshare")
             .args(["--mount", "bash", "-c", &format!("echo; read go; N=9; {}", work.script)])
@@ -253,10 +257,7 @@ fn pinned_maps() -> Outcome {
         apart.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("it runs");
         let namespace = fs::metadata(format!("/proc/{}/ns/mnt", apart.id())).expect("namespace");
         let namespace = u32::try_from(namespace.ino()).expect("32 bits").to_ne_bytes();
-        let (cgroups, namespaces) = match (Pinned::new(&id), Pinned::new(&namespace)) {
-            (Ok(cgroups), Ok(namespaces)) => (cgroups, namespaces),
-            (Err(reason), _) | (_, Err(reason)) => return Outcome::Skipped(reason),
-        };
+        let namespaces = Pinned::new(&namespace).expect("as before");
         let by_cgroup = work.start(&["--cgroupmap", &cgroups.path()]);
         let by_namespace = work.start(&["--mntnsmap", &namespaces.path()]);
         work.run("", 1);

@@ -76,8 +76,8 @@ static __always_inline int fs_done(void *slots, struct fs_call *call, __u64 now,
 
 		bpf_probe_read_kernel(&path, sizeof(path), (void *)call->path);
 		if (want_path) {
-			event->names_size =
-				path_names(&path, slot->names, 0, PATH_MAX, &event->names_cut);
+			path_names(&path, slot->names, PATH_MAX, &event->names_size,
+				   &event->names_cut);
 		} else {
 			const unsigned char *name = BPF_CORE_READ(path.dentry, d_name.name);
 			long size = bpf_probe_read_kernel_str(slot->names, NAME_MAX + 1, name);

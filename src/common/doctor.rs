@@ -180,6 +180,7 @@ fn subjects<'a>(tools: &'a [Entry], matches: &ArgMatches) -> Result<Vec<Subject<
         let name = args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default();
         match find(tools, &name) {
             Some(tool) => {
+                let args = if args.len() == 1 { with_needs(tool) } else { args };
                 // Before anything is written.
                 (tool.check)(args.clone())?;
                 Ok(Subject { tool, args })
@@ -195,10 +196,14 @@ fn subjects<'a>(tools: &'a [Entry], matches: &ArgMatches) -> Result<Vec<Subject<
         subjects.push(named(args.cloned().collect())?);
     }
     if subjects.is_empty() {
-        subjects =
-            tools.iter().map(|tool| Subject { tool, args: vec![tool.name.into()] }).collect();
+        subjects = tools.iter().map(|tool| Subject { tool, args: with_needs(tool) }).collect();
     }
     Ok(subjects)
+}
+
+/// A tool's name, and what it cannot do without.
+fn with_needs(tool: &Entry) -> Vec<OsString> {
+    std::iter::once(tool.name).chain(tool.needs.iter().copied()).map(OsString::from).collect()
 }
 
 /// Looks at this machine.

@@ -24,6 +24,8 @@ pub mod event_loop;
 pub mod filter;
 #[cfg(feature = "flame-graph")]
 pub mod flame_graph;
+pub mod function_probes;
+pub mod functions;
 pub mod globals;
 pub mod histogram;
 pub mod hooks;

@@ -39,6 +39,8 @@ pub struct Entry {
     pub aliases: &'static [Alias],
     /// Its manual.
     pub doc: Doc,
+    /// Arguments that it cannot do without.
+    pub needs: &'static [&'static str],
     /// Its row in the README.
     pub question: Question,
     /// Its command line.
@@ -66,6 +68,7 @@ impl Entry {
             name: <T::Bpf as Bpf>::NAME,
             aliases: T::ALIASES,
             doc: T::DOC,
+            needs: T::NEEDS,
             question: T::QUESTION,
             command: runner::command::<T>,
             records: |args| Ok(parse::<T>(args)?.records()),
@@ -127,7 +130,7 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
     ("man [TOOL]", "The manual page of the tool or of bpfscope, as roff"),
     ("schema TOOL", "JSON Schema of the tool's JSON lines, under its options if any follow"),
     ("completions SHELL", "Completions for bash, zsh or fish"),
-    ("docs PART", "Parts of the documentation: fields TOOL, output, readme"),
+    ("docs PART", "Parts of the documentation: fields TOOL, needs TOOL, output, readme"),
 ];
 
 fn help() -> String {
@@ -201,7 +204,14 @@ fn dispatch(tools: &[Entry], args: &[OsString]) -> Result<u8> {
                 None => Err(usage("docs fields takes the name of a tool")),
             }
         }
-        ("docs", _) => Err(usage("docs takes: output, readme, fields TOOL")),
+        ("docs", Some("needs")) => {
+            let name = args.get(2).map(|arg| arg.to_string_lossy().into_owned());
+            match name.as_deref().and_then(|name| find(tools, name)) {
+                Some(tool) => say(&format!("{}\n", tool.needs.join(" "))),
+                None => Err(usage("docs needs takes the name of a tool")),
+            }
+        }
+        ("docs", _) => Err(usage("docs takes: output, readme, fields TOOL, needs TOOL")),
         (name, _) => match find(tools, name) {
             Some(tool) => Ok((tool.run)(args.to_vec())),
             None => Err(no_tool(name)),

@@ -106,7 +106,7 @@ impl Kernel {
         tracepoints.sort_unstable();
         tracepoints.dedup();
         let found = btf.find(&functions, &tracepoints);
-        let ids: HashMap<String, u32> = programs
+        let ids: HashMap<(&str, &str), u32> = programs
             .iter()
             .filter_map(|program| {
                 let id = match hook(&program.section) {
@@ -114,10 +114,11 @@ impl Kernel {
                     Hook::TypedTracepoint(name) => found.tracepoints.get(name),
                     Hook::Other => None,
                 };
-                Some((program.section.clone(), *id?))
+                Some(((&*program.section, &*program.original), *id?))
             })
             .collect();
-        self.found = ids.keys().cloned().collect();
+        self.found = ids.keys().map(|(section, _)| (*section).to_string()).collect();
+        let ids = ids.into_iter().map(|((_, original), id)| (original.to_string(), id)).collect();
         // Ids of another kernel are nothing to attach by.
         if self.runs { btf_attach::know(ids) } else { Ok(()) }
     }
@@ -187,14 +188,27 @@ const SRCU: &[u8] = b" tasks_rcu_exit_srcu\n";
 pub struct Program {
     /// Its name.
     pub name: String,
-    /// Its section.
+    /// Its section, with the function that is meant.
     pub section: String,
+    /// Its section as it stands in the object.
+    pub original: String,
 }
 
-/// The programs of an object.
-pub fn programs(open: &OpenObject) -> Vec<Program> {
+/// What stands in a section for the function that the user names: `fentry/FUNCTION`.
+const ANY_FUNCTION: &str = "/FUNCTION";
+
+/// The programs of an object; `function` is what the user wants to be traced, if anything.
+pub fn programs(open: &OpenObject, function: Option<&str>) -> Vec<Program> {
     let text = |name: &OsStr| name.to_string_lossy().into_owned();
-    open.progs().map(|p| Program { name: text(p.name()), section: text(p.section()) }).collect()
+    let program = |name: &OsStr, section: &OsStr| {
+        let original = text(section);
+        let section = match (original.strip_suffix(ANY_FUNCTION), function) {
+            (Some(kind), Some(function)) => format!("{kind}/{function}"),
+            _ => original.clone(),
+        };
+        Program { name: text(name), section, original }
+    };
+    open.progs().map(|p| program(p.name(), p.section())).collect()
 }
 
 /// A way with its optional programs settled, or why it cannot be taken.
@@ -260,8 +274,11 @@ mod tests {
     fn a_kernel_without_btf_leaves_what_needs_none() {
         let kernel =
             Kernel { btf: None, found: HashSet::new(), runs: true, in_modules: HashSet::new() };
-        let program =
-            |name: &str, section: &str| Program { name: name.into(), section: section.into() };
+        let program = |name: &str, section: &str| Program {
+            name: name.into(),
+            section: section.into(),
+            original: section.into(),
+        };
         let programs = [program("a__fexit", "fexit/x"), program("a__raw", "raw_tp/y")];
         assert!(settle(&Way::new("fexit", &["a__fexit"]), &programs, &kernel).is_err());
         let raw = Way::new("raw", &["a__raw"]).optional(&["a__fexit"]);

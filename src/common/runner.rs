@@ -187,7 +187,7 @@ pub fn judge<T: Tool>(args: Vec<OsString>, kernel: &mut Kernel) -> Result<Judgem
     let (tool, _) = read_quietly::<T>(args)?;
     let mut storage = MaybeUninit::uninit();
     let open = builder::<T>(None)?.open(&mut storage).context("opening the object")?;
-    let programs = probe::programs(open.open_object());
+    let programs = probe::programs(open.open_object(), tool.function());
     let (ways, refused) = possible(&tool, &programs, kernel)?;
     Ok(Judgement { ways, refused, programs })
 }
@@ -363,7 +363,7 @@ fn climb<T: Tool>(
         let own = common.btf.as_deref().map(KernelBtf::read).transpose().context("--btf")?;
         let types = globals::object_btf(open.open_object())
             .and_then(|object| kernel.subset(own.as_ref(), &object));
-        let programs = probe::programs(open.open_object());
+        let programs = probe::programs(open.open_object(), tool.function());
         let (ways, impossible) = possible(tool, &programs, &mut kernel)?;
         impossible.iter().for_each(say);
         refused.extend(impossible);

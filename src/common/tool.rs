@@ -175,12 +175,21 @@ pub trait Tool: clap::Args + Sized + 'static {
     const TABLE: Option<Table> = None;
     /// Other names of the tool.
     const ALIASES: &'static [Alias] = &[];
+    /// Arguments for where a user gives none and it cannot do without (doctor, tests over all
+    /// tools): something that can be traced on any machine, and rarely happens.
+    const NEEDS: &'static [&'static str] = &[];
     /// Common options that make no sense here, each with the reason as a sentence's end: "it
     /// counts requests, not calls".
     const REFUSED: &'static [(&'static str, &'static str)] = &[];
 
     /// The ways to hook under these options, best first.
     fn ways(&self) -> Vec<Way>;
+
+    /// The kernel function that the user wants to be traced: what `FUNCTION` stands for in the
+    /// sections of programs (`fentry/FUNCTION`).
+    fn function(&self) -> Option<&str> {
+        None
+    }
 
     /// Usage errors, before anything is opened; and other spellings of common options.
     ///

@@ -23,6 +23,7 @@ use std::process::ExitStatus;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
@@ -88,9 +89,13 @@ pub fn scratch(name: &str) -> PathBuf {
     path
 }
 
-/// The multi-call binary that is tested.
+/// The multi-call binary that is tested: Cargo puts it one directory above this program.
 pub fn binary() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_bpfscope"))
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let this = std::env::current_exe().expect("this program");
+        this.parent().expect("a directory").with_file_name("bpfscope")
+    })
 }
 
 /// Set in the environment, it makes the test program a multi-call binary of the tests' own tools.

@@ -491,9 +491,12 @@ that lie at the same place of a page, -F says so and ends.",
                 let name = name.filter(|_| apart || found.names.len() == 1);
                 let shown = escape::printable(name.unwrap_or(&target).as_bytes());
                 let title = match pid {
-                    Some(pid) => Some(format!("\nFunction = {shown} [{pid}]")),
-                    None => self.by_function.then(|| format!("\nFunction = {shown}")),
+                    Some(pid) => Some(format!("Function = {shown} [{pid}]")),
+                    None => self.by_function.then(|| format!("Function = {shown}")),
                 };
+                if all.count() > 0 {
+                    out.line("");
+                }
                 let key = [
                     name.map_or(Value::Null, Value::Str),
                     pid.map_or(Value::Null, |pid| Value::Uint(pid.into())),

@@ -35,10 +35,11 @@ struct call {
 	__u32 pad;
 };
 
-/* The user side makes the map's values as large as `levels` says. */
+/* The user side makes the maps' values as large as `levels` says. */
 struct thread {
 	__u32 depth;
-	__u32 pad;
+	/* Whose it is, in `near_threads`. */
+	__u32 owner;
 	struct call calls[MOST_LEVELS];
 };
 
@@ -50,6 +51,27 @@ struct {
 	__uint(key_size, sizeof(__u32));
 	__uint(value_size, sizeof(struct thread));
 } threads SEC(".maps");
+
+/*
+ * Most threads have a place in an array, where they are found with a tenth of the instructions that
+ * a hash map takes: the first that comes gets it and has it as long as it lives, the others stand
+ * in `threads`. Whose a place is, is decided by the insertion into `near_owners`.
+ */
+#define NEAR_THREADS 2048
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NEAR_THREADS);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct thread));
+} near_threads SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, NEAR_THREADS);
+	__type(key, __u32);
+	__type(value, __u32);
+} near_owners SEC(".maps");
 
 /* Numbers of functions by address, for kernels that pass no cookies (before 5.15). */
 struct {
@@ -82,6 +104,31 @@ static __always_inline __u32 thread_key(void)
 	return tid ? tid : 1U << 31 | bpf_get_smp_processor_id();
 }
 
+static __always_inline struct thread *thread_find(__u32 key)
+{
+	__u32 place = key % NEAR_THREADS;
+	struct thread *thread = bpf_map_lookup_elem(&near_threads, &place);
+
+	if (thread && READ_ONCE(thread->owner) == key)
+		return thread;
+	return bpf_map_lookup_elem(&threads, &key);
+}
+
+static __always_inline struct thread *thread_make(__u32 key)
+{
+	__u32 place = key % NEAR_THREADS;
+	struct thread *thread;
+
+	if (!bpf_map_update_elem(&near_owners, &place, &key, BPF_NOEXIST)) {
+		thread = bpf_map_lookup_elem(&near_threads, &place);
+		if (thread)
+			WRITE_ONCE(thread->owner, key);
+		return thread;
+	}
+	map_insert(&threads, &key, &no_calls, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&threads, &key);
+}
+
 /* The number that the function has on the user side. */
 static __always_inline __u32 function_number(void *ctx, __u64 address)
 {
@@ -96,56 +143,63 @@ static __always_inline __u32 function_number(void *ctx, __u64 address)
 	return number ? *number : 0;
 }
 
+/*
+ * One of a thread's calls; NULL when there is no such place, also for -1. In 64 bits and with one
+ * comparison, because 5.10 learns nothing from others.
+ */
+static __always_inline struct call *call_of(struct thread *thread, __u64 index)
+{
+	barrier_var(index);
+	return index < levels ? &thread->calls[index] : NULL;
+}
+
 /* How many of the calls lie farther down the stack than `place`, which is where a call begins. */
 static __noinline __u32 calls_around(struct thread *thread, __u64 place)
 {
-	__u32 i;
+	__u32 around = 0;
 
 	if (!thread)
 		return 0;
-	for (i = 0; i < MOST_LEVELS; i++) {
-		if (i >= levels)
+	for (__u64 i = 0; i < MOST_LEVELS; i++) {
+		struct call *call = call_of(thread, i);
+
+		if (!call || (__s64)(call->place - place) <= 0)
 			break;
-		if ((__s64)(thread->calls[i].place - place) <= 0)
-			break;
+		around++;
 	}
-	return i;
+	return around;
 }
 
-static __always_inline int call_begins(__u64 place, __u32 function)
+static __always_inline int call_begins(__u32 key, __u64 place, __u32 function)
 {
 	struct thread *thread;
 	struct call *call;
-	__u32 key, depth;
+	__u64 depth;
 
 	if (!filter_current())
 		return 0;
-	key = thread_key();
-	thread = bpf_map_lookup_elem(&threads, &key);
+	thread = thread_find(key);
 	if (!thread) {
-		map_insert(&threads, &key, &no_calls, BPF_NOEXIST);
-		thread = bpf_map_lookup_elem(&threads, &key);
+		thread = thread_make(key);
 		if (!thread)
 			return 0;
 	}
 	depth = READ_ONCE(thread->depth);
-	if (depth && depth <= levels) {
-		call = &thread->calls[depth - 1];
-		/* The same call once more is one that was left by a jump, or whose end was missed.
-		 */
-		if (call->place == place && call->function == function)
-			depth--;
-	}
-	if (depth >= levels) {
+	call = call_of(thread, depth - 1);
+	/* The same call once more is one that was left by a jump, or whose end was missed. */
+	if (call && call->place == place && call->function == function)
+		depth--;
+	call = call_of(thread, depth);
+	if (!call) {
 		depth = calls_around(thread, place);
-		if (depth >= levels) {
+		call = call_of(thread, depth);
+		if (!call) {
 			count_map_full();
 			return 0;
 		}
 	}
 	/* In this order: an interrupt that calls the function here is on top of this call. */
-	WRITE_ONCE(thread->depth, depth + 1);
-	call = &thread->calls[depth];
+	WRITE_ONCE(thread->depth, (__u32)depth + 1);
 	call->place = place;
 	call->function = function;
 	call->start_ns = bpf_ktime_get_ns();
@@ -155,76 +209,78 @@ static __always_inline int call_begins(__u64 place, __u32 function)
 /* Which of the calls began at `place`: its index and one, or 0. */
 static __noinline __u32 call_at(struct thread *thread, __u64 place)
 {
-	__u32 depth, i;
+	__u64 depth;
 
 	if (!thread)
 		return 0;
 	depth = thread->depth;
-	for (i = 0; i < MOST_LEVELS; i++) {
-		depth--;
-		if (depth >= levels)
+	for (int i = 0; i < MOST_LEVELS; i++) {
+		struct call *call = call_of(thread, depth - 1);
+
+		if (!call)
 			break;
-		if (thread->calls[depth].place == place)
-			return depth + 1;
+		if (call->place == place)
+			return (__u32)depth;
+		depth--;
 	}
 	return 0;
 }
 
 /* A call that was overtaken has ended: it and what lies free on top are no calls any more. */
-static __noinline int call_forget(struct thread *thread, __u32 index)
+static __noinline int call_forget(struct thread *thread, __u64 index)
 {
-	__u32 i;
+	struct call *call;
 
-	if (!thread || index >= levels)
+	if (!thread)
 		return 0;
-	thread->calls[index].place = 0;
-	for (i = 0; i < MOST_LEVELS; i++) {
-		__u32 last = thread->depth - 1;
+	call = call_of(thread, index);
+	if (call)
+		call->place = 0;
+	for (int i = 0; i < MOST_LEVELS; i++) {
+		__u64 last = (__u64)thread->depth - 1;
 
-		if (last >= levels || thread->calls[last].place)
+		call = call_of(thread, last);
+		if (!call || call->place)
 			break;
-		thread->depth = last;
+		thread->depth = (__u32)last;
 	}
 	return 0;
 }
 
-static __always_inline int call_ends(__u64 place)
+static __always_inline int call_ends(__u32 key, __u64 place)
 {
 	__u64 now = bpf_ktime_get_ns();
-	__u32 key = thread_key();
-	struct thread *thread = bpf_map_lookup_elem(&threads, &key);
+	struct thread *thread = thread_find(key);
+	__u64 latency, last, value;
 	struct call *call;
-	__u64 latency;
-	__u32 last, function;
+	__u32 function;
 
 	if (!thread)
 		return 0;
-	last = thread->depth - 1;
-	if (last >= levels)
+	last = (__u64)READ_ONCE(thread->depth) - 1;
+	call = call_of(thread, last);
+	if (!call)
 		return 0;
-	call = &thread->calls[last];
 	if (call->place == place) {
 		latency = now - call->start_ns;
 		function = call->function;
-		WRITE_ONCE(thread->depth, last);
+		WRITE_ONCE(thread->depth, (__u32)last);
 	} else {
-		last = call_at(thread, place) - 1;
-		if (last >= levels)
+		last = (__u64)call_at(thread, place) - 1;
+		call = call_of(thread, last);
+		if (!call)
 			return 0;
-		call = &thread->calls[last];
 		latency = now - call->start_ns;
 		function = call->function;
 		/* A program may have gone on on another stack, where its calls have not ended. */
 		if (of_programs)
 			call_forget(thread, last);
 		else
-			WRITE_ONCE(thread->depth, last);
+			WRITE_ONCE(thread->depth, (__u32)last);
 	}
 	if ((__s64)latency < 0)
 		latency = 0;
-
-	__u64 value = ns_per_slot_unit == 1 ? latency : latency / ns_per_slot_unit;
-
+	value = ns_per_slot_unit == 1 ? latency : latency / ns_per_slot_unit;
 	if (want_processes) {
 		struct function_process group = {
 			.function = function,
@@ -233,6 +289,7 @@ static __always_inline int call_ends(__u64 place)
 
 		histogram_add(&process_latencies, &group, value, latency);
 	} else {
+		/* One for all, unless they are told apart. */
 		histogram_add(&latencies, &function, value, latency);
 	}
 	return 0;
@@ -243,8 +300,16 @@ SEC("raw_tp/sched_process_free")
 int thread_free(struct bpf_raw_tracepoint_args *ctx)
 {
 	__u32 tid = BPF_CORE_READ((struct task_struct *)ctx->args[0], pid);
+	__u32 place = tid % NEAR_THREADS;
+	struct thread *thread = bpf_map_lookup_elem(&near_threads, &place);
 
-	bpf_map_delete_elem(&threads, &tid);
+	if (thread && thread->owner == tid) {
+		thread->depth = 0;
+		thread->owner = 0;
+		bpf_map_delete_elem(&near_owners, &place);
+	} else {
+		bpf_map_delete_elem(&threads, &tid);
+	}
 	return 0;
 }
 
@@ -263,42 +328,35 @@ static __always_inline __u64 place_of(void *ctx)
 }
 
 /* An interrupt may have a stack of its own, and is not what it has interrupted. */
-static __always_inline bool is_first(__u64 place, bool is_twin)
+static __always_inline bool is_first(__u32 key, __u64 place, bool is_twin)
 {
-	return twin_first((__u32)bpf_get_current_pid_tgid() + (__u32)(place >> 14) * 31, is_twin);
+	return twin_first(key + (__u32)(place >> 14) * 31, is_twin);
 }
 
-SEC("fentry/FUNCTION")
-int enter__fentry(void *ctx)
-{
-	__u64 place = place_of(ctx);
+#define ENTRY(name, is_twin)                                                                       \
+	SEC("fentry/FUNCTION")                                                                     \
+	int name(void *ctx)                                                                        \
+	{                                                                                          \
+		__u64 place = place_of(ctx);                                                       \
+		__u32 key = thread_key();                                                          \
+                                                                                                   \
+		return is_first(key, place, is_twin) ? call_begins(key, place, 0) : 0;             \
+	}
 
-	return is_first(place, false) ? call_begins(place, 0) : 0;
-}
+#define END(name, is_twin)                                                                         \
+	SEC("fexit/FUNCTION")                                                                      \
+	int name(void *ctx)                                                                        \
+	{                                                                                          \
+		__u64 place = place_of(ctx);                                                       \
+		__u32 key = thread_key();                                                          \
+                                                                                                   \
+		return is_first(key, place, is_twin) ? call_ends(key, place) : 0;                  \
+	}
 
-SEC("fentry/FUNCTION")
-int enter_twin__fentry(void *ctx)
-{
-	__u64 place = place_of(ctx);
-
-	return is_first(place, true) ? call_begins(place, 0) : 0;
-}
-
-SEC("fexit/FUNCTION")
-int exit__fentry(void *ctx)
-{
-	__u64 place = place_of(ctx);
-
-	return is_first(place, false) ? call_ends(place) : 0;
-}
-
-SEC("fexit/FUNCTION")
-int exit_twin__fentry(void *ctx)
-{
-	__u64 place = place_of(ctx);
-
-	return is_first(place, true) ? call_ends(place) : 0;
-}
+ENTRY(enter__fentry, false)
+ENTRY(enter_twin__fentry, true)
+END(exit__fentry, false)
+END(exit_twin__fentry, true)
 
 /* ---- probes ---- */
 
@@ -328,13 +386,13 @@ static __always_inline __u64 kernel_address(struct pt_regs *ctx)
 	SEC(entry_section)                                                                         \
 	int enter__##way(struct pt_regs *ctx)                                                      \
 	{                                                                                          \
-		return call_begins(PT_REGS_SP(ctx), function_number(ctx, address));                \
+		return call_begins(thread_key(), PT_REGS_SP(ctx), function_number(ctx, address));  \
 	}                                                                                          \
                                                                                                    \
 	SEC(return_section)                                                                        \
 	int exit__##way(struct pt_regs *ctx)                                                       \
 	{                                                                                          \
-		return call_ends(place_on_return(ctx));                                            \
+		return call_ends(thread_key(), place_on_return(ctx));                              \
 	}
 
 PROBES(kprobe_multi, "kprobe.multi", "kretprobe.multi", 0)

@@ -85,8 +85,9 @@ const MSECS: Unit = Unit { label: "msec", scale: 1_000_000 };
 
 /// Histograms of processes take memory on every CPU.
 const PROCESS_HISTOGRAMS: u32 = 1024;
-/// At least so many threads can be in the middle of a call.
-const FEWEST_THREADS: u32 = 8192;
+/// At least so many threads can be in the middle of a call, beside those that have a place of their
+/// own.
+const FEWEST_THREADS: u32 = 1024;
 const MOST_THREADS: u32 = 1 << 20;
 /// Pages do not move when a program is loaded: what an address has below this is the same in every
 /// process.
@@ -401,6 +402,7 @@ that lie at the same place of a page, -F says so and ends.",
         let functions = u32::try_from(found.names.len())?;
         let call = u32::try_from(size_of::<types::call>())?;
         open.maps.threads.set_value_size(8 + self.level * call)?;
+        open.maps.near_threads.set_value_size(8 + self.level * call)?;
         let threads = threads().unwrap_or(0).saturating_mul(2).clamp(FEWEST_THREADS, MOST_THREADS);
         open.maps.threads.set_max_entries(threads)?;
         open.maps.latencies.set_max_entries(if apart { functions } else { 1 })?;

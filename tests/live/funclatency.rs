@@ -433,7 +433,7 @@ fn without_return() -> Outcome {
     let ended = start("funclatency", &["-r", "-p", &pid, ":end_inside|one_call"]);
     calls.call("leave 60");
     calls.call("stay 7");
-    calls.call("ends 8300");
+    calls.call("ends 3300");
     calls.call("threads 9");
     let (left, around, ended) = (left.stop(), around.stop(), ended.stop());
     for finished in [&left, &around, &ended] {

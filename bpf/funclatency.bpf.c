@@ -150,7 +150,11 @@ static __always_inline __u32 function_number(void *ctx, __u64 address)
 static __always_inline struct call *call_of(struct thread *thread, __u64 index)
 {
 	barrier_var(index);
-	return index < levels ? &thread->calls[index] : NULL;
+	if (index >= levels)
+		return NULL;
+	/* Nor may the place be calculated before. */
+	barrier_var(index);
+	return &thread->calls[index];
 }
 
 /* How many of the calls lie farther down the stack than `place`, which is where a call begins. */

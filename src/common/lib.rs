@@ -25,6 +25,8 @@ pub mod file_systems;
 pub mod filter;
 #[cfg(feature = "flame-graph")]
 pub mod flame_graph;
+pub mod function_probes;
+pub mod functions;
 pub mod globals;
 pub mod histogram;
 pub mod hooks;

@@ -273,7 +273,7 @@ pub fn programs(open: &OpenObject) -> Vec<Program> {
 pub fn aimed(mut programs: Vec<Program>, ways: &[Way]) -> Vec<Program> {
     for aim in ways.iter().flat_map(|way| &way.aims) {
         for program in programs.iter_mut().filter(|program| program.name == aim.program) {
-            program.section = aimed_section(&program.section, aim.function);
+            program.section = aimed_section(&program.section, &aim.function);
             program.module = Some(aim.module).filter(|module| !module.is_empty());
         }
     }
@@ -290,7 +290,7 @@ fn aimed_section(section: &str, function: &str) -> String {
 pub fn section(program: &OsStr, section: &OsStr, way: &Way) -> String {
     let section = section.to_string_lossy();
     match way.aims.iter().find(|aim| program == aim.program) {
-        Some(aim) => aimed_section(&section, aim.function),
+        Some(aim) => aimed_section(&section, &aim.function),
         None => section.into_owned(),
     }
 }

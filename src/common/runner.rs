@@ -679,7 +679,7 @@ fn hook_in(
         // Their sections have handlers of our own, which do not attach.
         (Hook::Function(_) | Hook::TypedTracepoint(_), _) => program.attach_trace(),
         (Hook::Other, Some(aim)) => {
-            program.attach_kprobe(section.starts_with("kret"), aim.function)
+            program.attach_kprobe(section.starts_with("kret"), &aim.function)
         }
         (Hook::Other, None) => program.attach(),
     };

@@ -470,7 +470,8 @@ impl<'a> Session<'a> {
     /// count, or `None` when there were none of these.
     fn missed(&self) -> Option<u64> {
         // Of perf events the kernel does not say how often a program was already running.
-        let mut all_counted = self.way.by_hand.is_empty();
+        let by_asides: Vec<u64> = self.asides.iter().filter_map(|aside| aside.missed()).collect();
+        let mut all_counted = self.way.by_hand.is_empty() || !by_asides.is_empty();
         let mut known = |count: Option<u64>| {
             all_counted &= count.is_some();
             count.unwrap_or(0)
@@ -486,7 +487,7 @@ impl<'a> Session<'a> {
             )
         };
         let twins = || self.way.twins.iter().chain([&TREE_TWINS]);
-        let mut sum = 0;
+        let mut sum = by_asides.iter().sum();
         for attached in &self.attached {
             // Counted with its twin: at most the smaller number was skipped by both.
             if twins().any(|(first, _)| *first == attached.name) {

@@ -220,7 +220,8 @@ pub fn enable_run_time() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// How many probe hits the kernel itself missed on a perf-event link (kprobe, kretprobe);
+/// How many probe hits the kernel itself missed on a kprobe.multi link or on a perf-event link
+/// (kprobe, kretprobe);
 /// `None` where it does not tell: before 6.6 such links are not described at all (1b715e1b0ec5),
 /// and 6.6 itself describes them without the count, which then reads as 0 (3acf8ace6823, 6.7).
 pub fn link_misses(link: BorrowedFd<'_>) -> Option<u64> {
@@ -233,7 +234,14 @@ pub fn link_misses(link: BorrowedFd<'_>) -> Option<u64> {
     let err = unsafe {
         libbpf_sys::bpf_obj_get_info_by_fd(link.as_raw_fd(), (&raw mut info).cast(), &raw mut size)
     };
-    if err != 0 || info.type_ != libbpf_sys::BPF_LINK_TYPE_PERF_EVENT {
+    if err != 0 {
+        return None;
+    }
+    if info.type_ == libbpf_sys::BPF_LINK_TYPE_KPROBE_MULTI {
+        // SAFETY: the link type says which member of the union the kernel filled.
+        return Some(unsafe { info.__bindgen_anon_1.kprobe_multi.missed });
+    }
+    if info.type_ != libbpf_sys::BPF_LINK_TYPE_PERF_EVENT {
         return None;
     }
     // SAFETY: the link type says which member of the union the kernel filled, and the event type

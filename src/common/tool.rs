@@ -61,7 +61,7 @@ pub struct Aim {
     /// The program.
     pub program: &'static str,
     /// The kernel function.
-    pub function: &'static str,
+    pub function: String,
     /// The module that has it where the kernel itself has not.
     pub module: &'static str,
 }
@@ -118,10 +118,10 @@ impl Way {
     pub fn aim(
         mut self,
         program: &'static str,
-        function: &'static str,
+        function: impl Into<String>,
         module: &'static str,
     ) -> Self {
-        self.aims.push(Aim { program, function, module });
+        self.aims.push(Aim { program, function: function.into(), module });
         self
     }
 

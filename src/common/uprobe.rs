@@ -274,9 +274,23 @@ fn part(file: &File, start: u64, size: u64) -> Option<Vec<u8>> {
 }
 
 /// Where in the file these functions begin: each with its index in `names`, and each place once.
-/// From the tables of symbols of a 64-bit ELF file; `None` for what is none. The file is read, not
-/// mapped, because its owner may make it shorter at any time.
 fn function_offsets(file: &File, names: &[&str]) -> Option<Vec<(usize, u64)>> {
+    let mut found: Vec<(usize, u64)> = Vec::new();
+    for_each_function(file, &mut |name, offset| {
+        let index = names.iter().position(|known| known.as_bytes() == name);
+        if let Some(index) = index
+            && !found.iter().any(|(_, known)| *known == offset)
+        {
+            found.push((index, offset));
+        }
+    })?;
+    Some(found)
+}
+
+/// Calls `each` with the name of every function of a file and where in the file it begins: from the
+/// tables of symbols of a 64-bit ELF file; `None` for what is none. A function may have several
+/// names. The file is read, not mapped, because its owner may make it shorter at any time.
+pub fn for_each_function(file: &File, each: &mut dyn FnMut(&[u8], u64)) -> Option<()> {
     const LOAD: u32 = 1;
     const TABLES: [u32; 2] = [2, 11];
     const FUNCTION: u8 = 2;
@@ -297,7 +311,6 @@ fn function_offsets(file: &File, names: &[&str]) -> Option<Vec<(usize, u64)>> {
             holds.then(|| u64_at(segment, 8)?.checked_add(inside)).flatten()
         })
     };
-    let mut found: Vec<(usize, u64)> = Vec::new();
     for section in sections.chunks_exact(64) {
         if !TABLES.contains(&u32_at(section, 4)?) {
             continue;
@@ -309,18 +322,12 @@ fn function_offsets(file: &File, names: &[&str]) -> Option<Vec<(usize, u64)>> {
             let is_function = symbol[4] & 15 == FUNCTION && u16_at(symbol, 6)? != 0;
             let text = texts.get(u32_at(symbol, 0)? as usize..).filter(|_| is_function);
             let Some(text) = text else { continue };
-            let name = text.split(|b| *b == 0).next().unwrap_or_default();
-            let Some(index) = names.iter().position(|known| known.as_bytes() == name) else {
-                continue;
-            };
-            if let Some(offset) = place(u64_at(symbol, 8)?)
-                && !found.iter().any(|(_, known)| *known == offset)
-            {
-                found.push((index, offset));
+            if let Some(offset) = place(u64_at(symbol, 8)?) {
+                each(text.split(|b| *b == 0).next().unwrap_or_default(), offset);
             }
         }
     }
-    Some(found)
+    Some(())
 }
 
 #[cfg(test)]

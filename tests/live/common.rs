@@ -37,6 +37,7 @@ use crate::support::binary;
 use crate::support::command;
 use crate::support::gettid;
 use crate::support::kernel;
+use crate::support::needs;
 use crate::support::patience;
 use crate::support::scratch;
 use crate::support::start;
@@ -67,6 +68,11 @@ pub const CASES: &[Case] = &[
 
 /// A filter that nothing passes, so that a tool has nothing to do.
 const IDLE: [&str; 2] = ["--comm", "no-such-command"];
+
+/// The same with what the tool cannot do without.
+fn idle(tool: &str) -> Vec<String> {
+    needs(tool).into_iter().chain(IDLE.map(String::from)).collect()
+}
 
 fn tools() -> Vec<String> {
     let output = Command::new(binary()).arg("list").output().expect("bpfscope list");
@@ -139,7 +145,9 @@ fn ways() -> Outcome {
         let expected = expected(&tool);
         if kernel() == "own" {
             // Any machine: whatever it takes, it must run.
-            start(&tool, &[]).stop().assert_clean();
+            let needs = needs(&tool);
+            let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+            start(&tool, &needs).stop().assert_clean();
             continue;
         }
         assert!(!expected.is_empty(), "tests/expect/{tool} does not know {}", kernel());
@@ -187,7 +195,7 @@ fn wait(mut child: Child) -> Output {
 fn reader_goes_away() -> Outcome {
     for tool in tools() {
         let mut child = command(&tool, &["--output", "json"])
-            .args(IDLE)
+            .args(idle(&tool))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -207,7 +215,9 @@ fn reader_goes_away() -> Outcome {
 fn signals() -> Outcome {
     for tool in tools() {
         for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
-            let finished = start(&tool, &IDLE).stop_with(signal);
+            let idle = idle(&tool);
+            let idle: Vec<&str> = idle.iter().map(String::as_str).collect();
+            let finished = start(&tool, &idle).stop_with(signal);
             finished.assert_clean();
             assert_eq!(finished.end()["reason"], signal.as_str(), "{tool}");
         }
@@ -351,7 +361,7 @@ fn field_filters() -> Outcome {
 fn full_disk() -> Outcome {
     for tool in tools() {
         let output = command(&tool, &["--output", "json"])
-            .args(IDLE)
+            .args(idle(&tool))
             .stdout(File::options().write(true).open("/dev/full").expect("/dev/full"))
             .output()
             .expect("run");
@@ -398,7 +408,7 @@ fn cannot_run() -> Outcome {
         refused(untyped, "CONFIG_DEBUG_INFO_BTF");
         // With types from a file, ways that need none of the kernel's own are left.
         let mut typed = apart(hide);
-        typed.args([&tool, "--output", "json", "--btf"]).arg(&types).args(IDLE);
+        typed.args([&tool, "--output", "json", "--btf"]).arg(&types).args(idle(&tool));
         let running = start_command(typed);
         let typed_ways = ["fexit", "btf", "tp_btf", "tpbtf"];
         assert!(!typed_ways.contains(&running.way()), "{tool}: {}", running.ready);
@@ -519,7 +529,7 @@ fn no_tracefs() -> Outcome {
                     while mountpoint -q $at; do umount -l $at; done; done; \
                     test ! -e /sys/kernel/tracing/events";
         let mut command = apart(hide);
-        command.args([&tool, "--output", "json"]).args(IDLE);
+        command.args([&tool, "--output", "json"]).args(idle(&tool));
         start_command(command).stop().assert_clean();
     }
     Outcome::Passed

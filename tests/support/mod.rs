@@ -131,6 +131,13 @@ pub fn binary() -> &'static Path {
 /// Set in the environment, it makes the test program a multi-call binary of the tests' own tools.
 pub const AS_TOOLS: &str = "BPFSCOPE_TEST_TOOLS";
 
+/// The arguments that a tool cannot do without.
+pub fn needs(tool: &str) -> Vec<String> {
+    let output = Command::new(binary()).args(["docs", "needs", tool]).output().expect("bpfscope");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    text.split_whitespace().map(String::from).collect()
+}
+
 /// A tool of the tests' own that has not been started yet.
 pub fn own_command(tool: &str, args: &[&str]) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this program"));

@@ -28,6 +28,7 @@ use crate::escape;
 use crate::multi::Entry;
 use crate::multi::find;
 #[cfg(feature = "kernel-packages")]
+use crate::package::InModule;
 use crate::package::Package;
 use crate::prerequisites;
 use crate::prerequisites::Check;
@@ -295,10 +296,13 @@ fn judge(subject: &Subject<'_>, package: &Package, kernel: &mut Kernel) -> Resul
     if taken.is_none() {
         // Only now: to read all modules takes its time.
         let found = package.from_modules(kernel, &judged.programs);
-        kernel.learn(found.iter().map(|(name, _)| name.clone()));
+        for InModule { name, described, .. } in &found {
+            kernel.learn(name.clone(), *described);
+        }
         let again = (subject.tool.judge)(subject.args.clone(), kernel)?;
         (taken, refused) = best(&again, package, kernel);
-        let in_module = |(name, module): &(String, String)| format!("{name} is in module {module}");
+        let in_module =
+            |InModule { name, module, .. }: &InModule| format!("{name} is in module {module}");
         remarks.extend(found.iter().filter(|_| taken.is_some()).map(in_module));
     }
     let reason = taken
@@ -324,7 +328,7 @@ fn best(judged: &Judgement, package: &Package, kernel: &Kernel) -> (Option<Way>,
             let program = judged.programs.iter().find(|program| program.name == **name)?;
             package.lacks(kernel, &program.section)
         };
-        if let Some(reason) = way.programs.iter().find_map(lacks) {
+        if let Some(reason) = way.programs.iter().chain(&way.by_hand).find_map(lacks) {
             refused.push(Refusal { way: way.name, reason });
             continue;
         }

@@ -183,7 +183,7 @@ macro_rules! file_system_aliases {
 /// Where none was chosen: as an example, for what is asked before one is.
 const EXAMPLE: &str = "ext4";
 /// The arguments that choose it.
-pub const NEEDS: &[&str] = &["--type", EXAMPLE];
+pub const NEEDS: &[&str] = &["-t", EXAMPLE];
 
 /// The programs of a role in `bpf/fs_ops.h`, the end before the beginning; and so of a function that
 /// submitters of I/O want to have called at its end.

@@ -55,6 +55,8 @@ pub struct Kernel {
     runs: bool,
     /// Names that were found in its modules.
     in_modules: HashSet<String>,
+    /// Functions of its modules that are not described.
+    symbols_of_modules: HashSet<String>,
     /// The types of modules that were looked into; none of those that are not there.
     modules: HashMap<&'static str, Option<Module>>,
 }
@@ -87,8 +89,14 @@ impl Kernel {
     }
 
     fn with(btf: Option<KernelBtf>, runs: bool) -> Self {
-        let (found, in_modules, modules) = (HashSet::new(), HashSet::new(), HashMap::new());
-        Self { btf, found, runs, in_modules, modules }
+        Self {
+            btf,
+            found: HashSet::new(),
+            runs,
+            in_modules: HashSet::new(),
+            symbols_of_modules: HashSet::new(),
+            modules: HashMap::new(),
+        }
     }
 
     /// A kernel that does not run here.
@@ -102,18 +110,22 @@ impl Kernel {
     }
 
     /// Whether it describes a function or tracepoint of this name, or is known to have it in a
-    /// module.
+    /// module, described or not.
     pub fn describes(&self, name: &str, is_tracepoint: bool) -> bool {
         let find = |btf: &KernelBtf| match is_tracepoint {
             true => btf.find(&[], &[name]).tracepoints.len(),
             false => btf.find(&[name], &[]).functions.len(),
         };
-        self.in_modules.contains(name) || self.btf.as_ref().is_some_and(|btf| find(btf) > 0)
+        self.in_modules.contains(name)
+            || self.symbols_of_modules.contains(name)
+            || self.btf.as_ref().is_some_and(|btf| find(btf) > 0)
     }
 
-    /// Functions and tracepoints that its modules have.
-    pub fn learn(&mut self, names: impl IntoIterator<Item = String>) {
-        self.in_modules.extend(names);
+    /// A function or tracepoint that one of its modules has; without a description, it can be probed
+    /// only.
+    pub fn learn(&mut self, name: String, described: bool) {
+        let known = if described { &mut self.in_modules } else { &mut self.symbols_of_modules };
+        known.insert(name);
     }
 
     /// Looks for what these programs attach to.
@@ -224,6 +236,11 @@ impl Kernel {
     /// Whether there is a tracepoint that one of the programs names; `None` when nobody can say.
     fn has_tracepoint(&self, name: &str) -> Option<bool> {
         self.btf.as_ref().map(|_| self.found.contains(&format!("tp_btf/{name}")))
+    }
+
+    /// Whether it has a structure of this name.
+    pub fn has_struct(&self, name: &str) -> bool {
+        self.btf.as_ref().is_some_and(|btf| btf.struct_has(name, "").is_some())
     }
 
     fn struct_has(&self, structure: &str, member: &str) -> bool {

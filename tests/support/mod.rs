@@ -138,6 +138,18 @@ pub fn needs(tool: &str) -> Vec<String> {
     text.split_whitespace().map(String::from).collect()
 }
 
+/// Whether tests/expect/NAME says that a machine's own kernel may have no way for a tool under these
+/// arguments: a line `own none [ARGUMENTS]`.
+pub fn may_lack(tool: &str, args: &[String]) -> bool {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/expect").join(tool);
+    let text = fs::read_to_string(path).expect("tests/expect");
+    let says = |line: &str| {
+        let rest = line.strip_prefix("own")?.trim_start().strip_prefix("none")?;
+        Some(rest.split_whitespace().eq(args.iter().map(String::as_str)))
+    };
+    kernel() == "own" && text.lines().filter_map(says).any(|same| same)
+}
+
 /// A tool of the tests' own that has not been started yet.
 pub fn own_command(tool: &str, args: &[&str]) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this program"));

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -38,6 +39,8 @@ use crate::support::disk::BLOCK;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
 use crate::support::gettid;
+use crate::support::kernel;
+use crate::support::patience;
 use crate::support::process;
 use crate::support::scratch;
 use crate::support::start;
@@ -51,6 +54,7 @@ pub const CASES: &[Case] = &[
     Case::new("pattern", pattern),
     Case::new("a partition", partition),
     Case::new("errors", errors),
+    Case::new("a request that is done in parts", in_parts),
     Case::new("writeback", writeback),
     Case::alone("a burst", burst),
     Case::new("text", text),
@@ -450,6 +454,53 @@ fn errors() -> Outcome {
     let shown: Vec<_> =
         finished.of("event").map(|e| (e["sector"].as_u64(), e["error"].as_str())).collect();
     assert_eq!(shown, [(Some(72), None), (Some(80), Some("EIO")), (Some(88), None)]);
+    Outcome::Passed
+}
+
+/// A disk of the kernel's own tests that cannot read its sectors 0x1234 to 0x123d, or why there is
+/// none: what is read before the bad ones is done first, and then the rest fails.
+fn half_bad_disk() -> Result<String, String> {
+    let modprobe = |words: &[&str]| Command::new("modprobe").args(words).output();
+    for words in [&["scsi_debug", "opts=2"][..], &["sd_mod"]] {
+        if !modprobe(words).is_ok_and(|output| output.status.success()) {
+            return Err(format!("this kernel has no {}", words[0]));
+        }
+    }
+    let until = Instant::now() + patience();
+    loop {
+        let disks = fs::read_dir("/sys/block").expect("/sys/block").flatten();
+        let mut names = disks.map(|disk| disk.file_name().to_string_lossy().into_owned());
+        let model = |name: &String| {
+            fs::read_to_string(format!("/sys/block/{name}/device/model")).unwrap_or_default()
+        };
+        if let Some(name) = names.find(|name| model(name).trim() == "scsi_debug") {
+            return Ok(name);
+        }
+        assert!(Instant::now() < until, "the disk does not come");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A request of which the device does a part before it fails is one request, with all its bytes.
+fn in_parts() -> Outcome {
+    const FIRST: u64 = 0x1230;
+    if kernel() == "own" {
+        return Outcome::Skipped("it would add a disk to this machine".into());
+    }
+    let disk = match half_bad_disk() {
+        Ok(disk) => disk,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let tool = start("biosnoop", &["-d", &disk, "-p", &std::process::id().to_string()]);
+    let direct = Direct::open(&Path::new("/dev").join(&disk));
+    let mut memory = vec![0u8; 3 * BLOCK];
+    let at = memory.as_ptr().align_offset(BLOCK);
+    let read = direct.file.read_at(&mut memory[at..at + 2 * BLOCK], FIRST * 512);
+    assert!(read.is_err(), "{read:?}");
+    let finished = tool.stop();
+    finished.assert_clean();
+    let shown: Vec<_> = finished.of("event").map(|e| (of(e), e["error"].is_null())).collect();
+    assert_eq!(shown, [(("Read".to_string(), Some(FIRST), 2 * BLOCK as u64), false)]);
     Outcome::Passed
 }
 

@@ -29,10 +29,10 @@ use nix::unistd::Pid;
 use crate::support::Case;
 use crate::support::Finished;
 use crate::support::Outcome;
-use crate::support::assert_time;
 use crate::support::command;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
+use crate::support::exact_time;
 use crate::support::gettid;
 use crate::support::patience;
 use crate::support::process;
@@ -208,7 +208,10 @@ fn latency() -> Outcome {
     assert_eq!(events.len(), 5, "{events:?}");
     for (event, waited) in events.iter().zip(&waited) {
         let latency = Duration::from_nanos(event["lat_ns"].as_u64().expect("lat_ns"));
-        assert_time(latency, Duration::from_millis(20), *waited);
+        assert!(latency >= Duration::from_millis(20) && latency <= *waited, "{event}, {waited:?}");
+        // The array takes time of its own, which counts; the caller's, before and after, is short.
+        let short = *waited / 10;
+        assert!(!exact_time() || latency + short >= *waited, "{event}, {waited:?}");
     }
     Outcome::Passed
 }

@@ -105,18 +105,17 @@ static __always_inline bool is_last(__u64 *ctx, struct task_struct *leader,
 		return (__u8)ctx[1];
 	if (task_read(typed, signal, live.counter))
 		return false;
-	/* Nobody else is there who could see it. */
-	if (task_read(typed, signal, nr_threads) == 1)
-		return true;
-	if (!others_have_ended(signal))
-		return false;
-
 	struct process_key key = {
 		.leader = (__u64)leader,
 		.start_boot_ns = task_read(typed, leader, start_boottime),
 	};
 	__u8 one = 1;
 
+	/* Nobody else is there any more who could say it. */
+	if (task_read(typed, signal, nr_threads) == 1)
+		return !bpf_map_lookup_elem(&ended, &key);
+	if (!others_have_ended(signal))
+		return false;
 	return map_insert(&ended, &key, &one, BPF_NOEXIST) == 0;
 }
 

@@ -512,7 +512,7 @@ fn used() -> Outcome {
     assert_eq!(number("max_rss_bytes"), count(usage.ru_maxrss) * 1024);
     assert!(number("max_rss_bytes") >= MEMORY as u64);
     assert_eq!(number("minor_faults"), count(usage.ru_minflt));
-    assert!(number("minor_faults") >= 64, "{event}");
+    assert!(number("minor_faults") >= 1, "{event}");
     assert_eq!(number("major_faults"), count(usage.ru_majflt));
     // It waits once more, for being collected.
     let waits = number("voluntary_switches");

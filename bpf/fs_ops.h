@@ -14,8 +14,8 @@
  * have called at the end. Whoever deletes an entry has the right to report it: there is exactly
  * one, however the two ends race.
  *
- * There are no twins (twin.h): each program that hangs on a trampoline takes up to a tenth of a
- * second to be taken off again, and there are a dozen already. What the kernel skips is counted.
+ * In the way of fentry and fexit each program has a twin (twin.h): ends of I/O come in bursts, in
+ * threads that preempt each other. At the end no marks are needed: the second finds the entry gone.
  */
 #ifndef FS_OPS_H
 #define FS_OPS_H
@@ -23,6 +23,7 @@
 #include "bpfscope.h"
 #include "events.h"
 #include "filter.h"
+#include "twin.h"
 
 /* include/linux/errno.h: the kernel's own, never seen by user space. */
 #define EIOCBQUEUED 529
@@ -80,6 +81,12 @@ struct {
 static __always_inline __u64 fs_path_of(struct file *file)
 {
 	return (__u64)file + bpf_core_field_offset(struct file, f_path);
+}
+
+/* Which of two twins remembers an entry. */
+static __always_inline bool fs_first(__u32 operation, bool is_twin)
+{
+	return twin_first((__u32)bpf_get_current_pid_tgid() * 8 + operation, is_twin);
 }
 
 /* The operation begins. */
@@ -220,6 +227,7 @@ static __always_inline int fs_complete(void *slots, __u64 request, long result)
  */
 #define FS_OPERATION(role, function, operation, begin, begin_kprobe, result, result_kprobe)        \
 	FS_SLOT(role##_slot)                                                                       \
+	FS_SLOT(role##_slot_twin__fexit)                                                           \
                                                                                                    \
 	SEC("fexit/" function)                                                                     \
 	int role##_exit__fexit(__u64 *arg)                                                         \
@@ -227,10 +235,22 @@ static __always_inline int fs_complete(void *slots, __u64 request, long result)
 		return fs_end(FS_SLOT_OF(role##_slot), operation, result);                         \
 	}                                                                                          \
                                                                                                    \
+	SEC("fexit/" function)                                                                     \
+	int role##_exit_twin__fexit(__u64 *arg)                                                    \
+	{                                                                                          \
+		return fs_end(FS_SLOT_OF(role##_slot_twin__fexit), operation, result);             \
+	}                                                                                          \
+                                                                                                   \
 	SEC("fentry/" function)                                                                    \
 	int role##_enter__fexit(__u64 *arg)                                                        \
 	{                                                                                          \
-		return filter_current() ? begin : 0;                                               \
+		return filter_current() && fs_first(operation, false) ? begin : 0;                 \
+	}                                                                                          \
+                                                                                                   \
+	SEC("fentry/" function)                                                                    \
+	int role##_enter_twin__fexit(__u64 *arg)                                                   \
+	{                                                                                          \
+		return filter_current() && fs_first(operation, true) ? begin : 0;                  \
 	}                                                                                          \
                                                                                                    \
 	SEC("kretprobe/" function)                                                                 \
@@ -275,11 +295,18 @@ FS_OPERATION(getattr, "ext4_file_getattr", FS_GETATTR, fs_begin_getattr(arg[1]),
 /* Who wants to be told of the end of a read or write: (struct kiocb *, long result, ...). */
 #define FS_COMPLETION(role, function)                                                              \
 	FS_SLOT(role##_slot)                                                                       \
+	FS_SLOT(role##_slot_twin__fexit)                                                           \
                                                                                                    \
 	SEC("fentry/" function)                                                                    \
 	int role##__fexit(__u64 *arg)                                                              \
 	{                                                                                          \
 		return fs_complete(FS_SLOT_OF(role##_slot), arg[0], (long)arg[1]);                 \
+	}                                                                                          \
+                                                                                                   \
+	SEC("fentry/" function)                                                                    \
+	int role##_twin__fexit(__u64 *arg)                                                         \
+	{                                                                                          \
+		return fs_complete(FS_SLOT_OF(role##_slot_twin__fexit), arg[0], (long)arg[1]);     \
 	}                                                                                          \
                                                                                                    \
 	SEC("kprobe/" function)                                                                    \

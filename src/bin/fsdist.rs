@@ -63,13 +63,23 @@ How long do operations on ext4 take? One report, on Ctrl-C:
 
     operation = 'read'
          usecs               : count    distribution
-             0 -> 1          : 1        |**                                      |
-             2 -> 3          : 12       |*****************************           |
-             4 -> 7          : 16       |****************************************|
-             8 -> 15         : 0        |                                        |
-            16 -> 31         : 2        |*****                                   |
+             0 -> 1          : 0        |                                        |
+             2 -> 3          : 2        |******                                  |
+             4 -> 7          : 11       |************************************    |
+             8 -> 15         : 1        |***                                     |
+            16 -> 31         : 0        |                                        |
+            32 -> 63         : 2        |******                                  |
+            64 -> 127        : 3        |**********                              |
+           128 -> 255        : 0        |                                        |
+           256 -> 511        : 12       |****************************************|
+           512 -> 1023       : 2        |******                                  |
+          1024 -> 2047       : 2        |******                                  |
+          2048 -> 4095       : 1        |***                                     |
+          4096 -> 8191       : 1        |***                                     |
 
-The two slowest of these reads waited for the disk.
+and so on for write, open, fsync and getattr. The reads of up to 15 microseconds found nothing more \
+to read, or very little in memory; those of some hundred copied 128 KiB each, and the last few waited \
+for the disk.
 
 The same for xfs, every second, five times, with the time, in milliseconds:
 
@@ -79,9 +89,10 @@ Only what one command does:
 
     # fsdist -t btrfs -- tar xf archive.tar",
         overhead: "\
-Two short programs an operation, at entry and return, and a map entry in between. Reads from memory \
-are frequent and fast: a program that does nothing else can become half as fast. To stop takes up to a \
-second, which is the time that the kernel takes to unhook a dozen functions.",
+Two short programs an operation, at entry and return, and a map entry in between; where they hook \
+by fentry and fexit, each has a still shorter one behind it, which steps in where the kernel \
+skipped it. Reads from memory are frequent and fast, so that it is them that become slower. To \
+stop can take a second or two, which is the time that the kernel takes to unhook the functions.",
         limits: "\
 Memory mapped files are read and written without these functions; splice and sendfile read by \
 others. Directories are not read by them, and on ext4 stat of a directory is another function. btrfs \

@@ -85,15 +85,20 @@ An operation inside another one is shown too: a write with O_SYNC that calls fsy
 read or write that the caller does not wait for (io_uring, libaio, a loop device) lasts until it is \
 done, and is shown for the process that submitted it, with async true in JSON.",
         examples: "\
-What is slow on ext4?
+What of a write, a sync and a read of the same file takes longer than a millisecond?
 
-    # fsslower -t ext4
-    Tracing FS operations slower than 10 ms... Hit Ctrl-C to end.
+    # fsslower -t ext4 -m 1 --run 'dd if=/dev/zero of=journal bs=64k count=30 conv=fsync; cat journal'
+    Tracing FS operations slower than 1 ms... Hit Ctrl-C to end.
     TIME     COMM             PID     T BYTES   OFF_KB   LAT(ms) FILENAME
-    11:32:05 dd               4321    W 4096    0          12.31 journal
-    11:32:05 dd               4321    F LL_MAX  0          25.08 journal
+    11:07:36 dd               221     O 0       0           1.12 journal
+    11:07:36 dd               221     W 65536   0           1.59 journal
+    11:07:36 dd               221     W 65536   768         1.34 journal
+    11:07:36 dd               221     F LL_MAX  0          10.61 journal
+    11:07:36 cat              222     R 131072  0           3.68 journal
+    11:07:36 cat              222     R 131072  128         3.21 journal
 
-The write had to wait, and the sync after it for the disk.
+Two of the thirty writes, and the sync, which waited until all was on the disk. (Between the two \
+commands the file was removed from memory; otherwise the reads would not be there.)
 
 Everything that one command does on xfs, with full paths:
 
@@ -103,10 +108,12 @@ Failed operations of NFS, for ten seconds:
 
     # nfsslower -m 0 -d 10 --filter 'error != 0'",
         overhead: "\
-Two short programs an operation, at entry and return, and a map entry in between; the name \
-is read only of what is shown. Following paths (-F) makes the start slower, by up to a second. Reads from memory are frequent and fast: a program that does nothing else can \
-become half as fast. To stop takes up to a second, which is the time that the kernel takes to unhook a \
-dozen functions.",
+Two short programs an operation, at entry and return, and a map entry in between; where they hook \
+by fentry and fexit, each has a still shorter one behind it, which steps in where the kernel \
+skipped it. The name is read only of what is shown. Following paths (-F) makes the start slower, \
+since it makes the programs long. Reads from memory are frequent and fast, so that it is them that \
+become slower. To stop can take a second or two, which is the time that the kernel takes to unhook \
+the functions.",
         limits: "\
 Memory mapped files are read and written without these functions; splice and sendfile read by \
 others. Directories are not read by them, and on ext4 stat of a directory is another function. btrfs \

@@ -185,23 +185,46 @@ const EXAMPLE: &str = "ext4";
 /// The arguments that choose it.
 pub const NEEDS: &[&str] = &["-t", EXAMPLE];
 
-/// The programs of a role in `bpf/fs_ops.h`, the end before the beginning; and so of a function that
-/// submitters of I/O want to have called at its end.
+/// The programs of a role in `bpf/fs_ops.h`, the end before the beginning. In the way fexit each has
+/// a twin.
 macro_rules! role {
-    ($role:literal, $way:literal) => {
-        &[concat!($role, "_exit__", $way), concat!($role, "_enter__", $way)]
+    ($role:literal, "fexit") => {
+        &[
+            concat!($role, "_exit__fexit"),
+            concat!($role, "_exit_twin__fexit"),
+            concat!($role, "_enter__fexit"),
+            concat!($role, "_enter_twin__fexit"),
+        ]
     };
+    ($role:literal, "kprobe") => {
+        &[concat!($role, "_exit__kprobe"), concat!($role, "_enter__kprobe")]
+    };
+}
+
+/// The programs at a function that submitters of I/O want to have called at its end.
+macro_rules! completion {
+    ($role:literal, "fexit") => {
+        &[concat!($role, "__fexit"), concat!($role, "_twin__fexit")]
+    };
+    ($role:literal, "kprobe") => {
+        &[concat!($role, "__kprobe")]
+    };
+}
+
+/// Pairs of twins among programs in their order.
+fn twins(programs: &[&'static str]) -> Vec<(&'static str, &'static str)> {
+    let pairs = programs.windows(2).map(|pair| (pair[0], pair[1]));
+    pairs.filter(|(first, second)| first.replace("__", "_twin__") == **second).collect()
 }
 
 /// The programs of a way: those of each role that has a function, and those at ends of I/O.
 macro_rules! way {
-    ($fs:expr, $way:literal) => {{
+    ($fs:expr, $way:tt) => {{
         let fs = $fs;
         let mut way = Way::new($way, &[]);
         let mut add = |role: &'static [&'static str], (function, module)| {
-            way = role
-                .iter()
-                .fold(way.clone().group(role), |way, program| way.aim(program, function, module));
+            let grouped = way.clone().group(role).twins(&twins(role));
+            way = role.iter().fold(grouped, |way, program| way.aim(program, function, module));
         };
         add(role!("read", $way), (fs.read, fs.module));
         add(role!("write", $way), (fs.write, fs.module));
@@ -216,8 +239,14 @@ macro_rules! way {
         if fs.commits {
             way = way.optional(&["commit_done", "commit_begin"]);
         }
-        way.optional(&[concat!("aio__", $way), concat!("uring__", $way), concat!("loop__", $way)])
-            .aim(concat!("loop__", $way), "lo_rw_aio_complete", "loop")
+        let ends: [&'static [&'static str]; 2] =
+            [completion!("aio", $way), completion!("uring", $way)];
+        for programs in ends {
+            way = way.optional(programs).twins(&twins(programs));
+        }
+        let of_loop: &'static [&'static str] = completion!("loop", $way);
+        way = way.optional(of_loop).twins(&twins(of_loop));
+        of_loop.iter().fold(way, |way, program| way.aim(program, "lo_rw_aio_complete", "loop"))
     }};
 }
 
@@ -252,6 +281,9 @@ mod tests {
         for fs in &ALL {
             for way in ways(Some(fs)) {
                 assert!(way.groups.len() >= 4, "{}", fs.name);
+                // Two pairs an operation, one an end of I/O.
+                let pairs = if way.name == "fexit" { 2 * way.groups.len() + 3 } else { 0 };
+                assert_eq!(way.twins.len(), pairs, "{}", fs.name);
                 for program in way.groups.iter().flatten() {
                     let aim = way.aims.iter().find(|aim| aim.program == *program);
                     assert!(aim.is_some_and(|aim| !aim.function.is_empty()), "{program}");

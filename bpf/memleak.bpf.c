@@ -16,6 +16,7 @@
 #include "events.h"
 #include "filter.h"
 #include "interrupt.h"
+#include "own_stack.h"
 #include "stack.h"
 
 /* In the order of FUNCTIONS in the user side. */
@@ -387,6 +388,7 @@ static __always_inline int call_begin(struct pt_regs *ctx, enum function functio
 	struct call *found = bpf_map_lookup_elem(&calls__uprobe, &tid);
 	__u64 born;
 
+	keep_own_stack(ctx);
 	if (is_frozen())
 		return 0;
 	born = thread_born();
@@ -494,11 +496,12 @@ static __noinline int call_end(struct pt_regs *ctx, enum function function)
 	return 0;
 }
 
-static __always_inline int free_begin(__u64 address, enum function function)
+static __always_inline int free_begin(struct pt_regs *ctx, __u64 address, enum function function)
 {
 	struct allocation_key key = user_key(address);
 	struct allocation old;
 
+	keep_own_stack(ctx);
 	if (address && !is_frozen() && forget(&key, &old))
 		show_call(&key, &old, function);
 	return 0;
@@ -508,6 +511,7 @@ static __always_inline int free_begin(__u64 address, enum function function)
 	SEC("uretprobe")                                                                           \
 	int name##_exit(struct pt_regs *ctx)                                                       \
 	{                                                                                          \
+		keep_own_stack(ctx);                                                               \
 		return call_end(ctx, function);                                                    \
 	}
 
@@ -611,13 +615,13 @@ ENDS(mremap, MREMAP)
 SEC("uprobe")
 int BPF_KPROBE(free_enter, __u64 address)
 {
-	return free_begin(address, FREE);
+	return free_begin(ctx, address, FREE);
 }
 
 SEC("uprobe")
 int BPF_KPROBE(delete_enter, __u64 address)
 {
-	return free_begin(address, DELETE);
+	return free_begin(ctx, address, DELETE);
 }
 
 SEC("uprobe")
@@ -626,6 +630,7 @@ int BPF_KPROBE(munmap_enter, __u64 address, __u64 size)
 	struct allocation_key key = user_key(address);
 	struct allocation old;
 
+	keep_own_stack(ctx);
 	if (!address || is_frozen() || !forget(&key, &old))
 		return 0;
 

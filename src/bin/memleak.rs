@@ -405,7 +405,8 @@ million allocations (--allocations), and takes about 110 bytes of kernel memory 
         limits: "\
 A stack of a program is followed by frame pointers: programs and libraries that are compiled \
 without them have wrong or missing callers. Allocators that are linked into the program itself are \
-seen with -O PROGRAM. 32-bit programs are not seen. Of a memory map that is given back in parts, the \
+seen with -O PROGRAM. 32-bit programs are not seen. What a process allocates in the first moments \
+after it was the first to map a library is not seen; with the path of the library (-O PATH) it is. Of a memory map that is given back in parts, the \
 beginning is taken off, and other parts are not. An allocator whose call is left by an exception \
 cannot be probed at its end: operator new of a library of -O ends a program that catches bad_alloc. \
 What one process allocates and another one gives back (shared memory) stays.

@@ -174,7 +174,8 @@ pub fn uprobe(
     Ok(event)
 }
 
-/// What has become of a process. Times are nanoseconds of `CLOCK_MONOTONIC`.
+/// What has become of a process. Times are nanoseconds of the kernel's scheduler clock, for
+/// comparison with each other only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// It mapped executable memory.
@@ -297,10 +298,6 @@ impl Records {
         attr.set_comm(1);
         attr.set_comm_exec(1);
         attr.set_task(1);
-        // The scheduler's clock, which is the default, is not the same on all CPUs: what a process
-        // mapped on one would seem to be older than the program that it executed on another.
-        attr.set_use_clockid(1);
-        attr.clockid = nix::libc::CLOCK_MONOTONIC;
         // At once: files can be opened only as long as somebody has them. (A number of events
         // would count samples only.)
         attr.set_watermark(1);

@@ -209,6 +209,7 @@ impl<'a> Session<'a> {
         }
         self.output.begin(records);
         self.output.flush()?;
+        sys::trim_memory();
         if let Some(fd) = self.common.ready_fd {
             let told = sys::adopt_fd(fd).and_then(|mut file| file.write_all(b"ready\n"));
             told.with_context(|| format!("--ready-fd {fd}"))?;

@@ -105,8 +105,8 @@ pub const OPENS: Workload = Workload {
 /// One program starts and ends: an exec and an exit.
 pub const EXECS: Workload = Workload {
     name: "exec, exit",
-    paced: 500,
-    burst: 2000,
+    paced: 200,
+    burst: 500,
     rest: NO_REST,
     prepare: |scene| {
         // Which is what the process is called, too: at most 15 letters.

@@ -146,7 +146,8 @@ fn verified(stderr: &str) -> Vec<(String, u64)> {
     let of_line = |line: &str| {
         let (before, log) = line.split_once("': -- BEGIN PROG LOAD LOG --")?;
         let (_, program) = before.split_once("prog '")?;
-        let (_, count) = log.split_once("processed ")?;
+        // Its lines, in one of ours: "processed 120 insns …"; newer kernels have others like it.
+        let count = log.split("\\n").find_map(|line| line.strip_prefix("processed "))?;
         let count = count.split(' ').next()?.parse().expect("a number");
         Some((program.to_string(), count))
     };

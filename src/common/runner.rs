@@ -62,6 +62,7 @@ use crate::sys;
 use crate::sys::Held;
 use crate::tool::Alias;
 use crate::tool::Bpf;
+use crate::tool::OpenSkelOf;
 use crate::tool::Tool;
 use crate::tool::Way;
 
@@ -299,8 +300,8 @@ fn first_line(error: &clap::Error) -> String {
 }
 
 static VERBOSE: AtomicBool = AtomicBool::new(false);
-/// BPF_LOG_STATS of include/linux/bpf_verifier.h: how many instructions the verifier went through,
-/// in a line for each program; under `-v`.
+/// `BPF_LOG_STATS` of include/linux/bpf_verifier.h: how many instructions the verifier went through,
+/// in a line for each program.
 const VERIFIER_STATISTICS: u32 = 4;
 /// libbpf's last words, kept to explain a failure.
 static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -414,6 +415,28 @@ fn builder<T: Tool>(types: Option<&OwnedFd>) -> Result<<T::Bpf as Bpf>::Builder>
     Ok(builder)
 }
 
+/// The object with all settings of a way; under `-v`, the verifier is asked for this log. The maps
+/// that are returned must stay open until the load.
+fn open_for<'o, T: Tool>(
+    tool: &T,
+    common: &Common,
+    way: &Way,
+    types: Option<&OwnedFd>,
+    watch: bool,
+    verifier: u32,
+    storage: &'o mut MaybeUninit<OpenObject>,
+) -> Result<(OpenSkelOf<'o, T>, Vec<MapHandle>)> {
+    let mut open = builder::<T>(types)?.open(storage).context("opening the object")?;
+    let models = prepare(open.open_object_mut(), common, way, watch)?;
+    if common.verbose {
+        for mut program in open.open_object_mut().progs_mut() {
+            program.set_log_level(verifier);
+        }
+    }
+    tool.configure(&mut open, way)?;
+    Ok((open, models))
+}
+
 fn attempt<T: Tool>(
     tool: &T,
     common: &Common,
@@ -423,18 +446,26 @@ fn attempt<T: Tool>(
 ) -> Result<Attempt> {
     let name = <T::Bpf as Bpf>::NAME;
     take_warnings();
-    let mut storage = MaybeUninit::uninit();
-    let mut open = builder::<T>(types)?.open(&mut storage).context("opening the object")?;
     // Ids of cgroups are named, or containers looked for.
     let watch = cgroup::mount().is_some()
         && (!common.container.is_empty()
             || sink.as_ref().is_some_and(|(_, output)| output.names_cgroups()));
-    let _models = prepare(open.open_object_mut(), common, way, watch)?;
+    let mut storage = MaybeUninit::uninit();
+    let (open, _models) =
+        open_for(tool, common, way, types, watch, VERIFIER_STATISTICS, &mut storage)?;
     let state_offset = ReaderState::offset(open.open_object())?;
-    tool.configure(&mut open, way)?;
     let skel = match open.load() {
         Ok(skel) => skel,
-        Err(error) => return Ok(Attempt::Refused(explain(&format!("{error:#}")))),
+        Err(error) => {
+            let reason = explain(&format!("{error:#}"));
+            if common.verbose {
+                // Once more: where nothing was asked for, libbpf asks why a program is refused.
+                let mut storage = MaybeUninit::uninit();
+                let (open, _models) = open_for(tool, common, way, types, watch, 0, &mut storage)?;
+                let _ = open.load();
+            }
+            return Ok(Attempt::Refused(reason));
+        }
     };
     let object = skel.object();
     let Hooked { attached, way, held, cgroups, remarks } = match attach(object, common, way, watch)?
@@ -499,9 +530,6 @@ fn prepare(
             [&way.programs, &way.by_hand, &way.optional].iter().any(|of| of.contains(&name))
         };
         program.set_autoload(wanted);
-        if common.verbose {
-            program.set_log_level(VERIFIER_STATISTICS);
-        }
     }
     let cpus = u64::try_from(libbpf_rs::num_possible_cpus()?)?;
     let buffer = common

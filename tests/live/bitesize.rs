@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::io::BufRead as _;
 use std::io::BufReader;
 use std::io::Read as _;
-use std::os::unix::fs::FileExt as _;
 use std::process::Stdio;
 use std::thread;
 
@@ -56,14 +55,11 @@ fn reads(disk: &Disk, name: &'static str, each: [usize; 4]) {
     let path = disk.path();
     let work = move || {
         let direct = Direct::open(&path);
-        let mut memory = vec![0u8; 17 * BLOCK];
-        let at = memory.as_ptr().align_offset(BLOCK);
         for (blocks, count) in [1, 4, 16].into_iter().zip(each) {
             for i in 0..count {
                 // Not neighbours, which would be one request with a scheduler.
-                let offset = (i * 64 * BLOCK) as u64;
-                let buffer = &mut memory[at..at + blocks * BLOCK];
-                direct.file.read_exact_at(buffer, offset).expect("read");
+                let read = direct.read_from((i * 64 * BLOCK) as u64, blocks);
+                assert_eq!(read.expect("read"), blocks * BLOCK);
             }
         }
         (0..each[3]).for_each(|_| direct.flush());

@@ -104,13 +104,16 @@ fn expectations() -> Vec<(String, String, Vec<String>, String)> {
     all
 }
 
+/// Tools, each with arguments.
+type Subjects = BTreeSet<(String, Vec<String>)>;
+
 /// Tools with all arguments that make a difference.
-fn subjects() -> BTreeSet<(String, Vec<String>)> {
+fn subjects() -> Subjects {
     expectations().into_iter().map(|(_, tool, args, _)| (tool, args)).collect()
 }
 
-/// Of the tools that take the same ways on every kernel, the first: they need the same of a machine.
-fn kinds() -> BTreeSet<(String, Vec<String>)> {
+/// Of the tools that take the same ways on every kernel, the first: for what is the same for them.
+fn kinds() -> Subjects {
     let mut ways: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     for (kernel, tool, args, way) in expectations() {
         ways.entry((tool, args)).or_default().insert((kernel, way));
@@ -120,11 +123,7 @@ fn kinds() -> BTreeSet<(String, Vec<String>)> {
 }
 
 /// Asserts that these tools do what the doctor says of them, and returns what that was.
-fn compare(
-    around: &Around,
-    program: &Path,
-    subjects: BTreeSet<(String, Vec<String>)>,
-) -> Vec<Value> {
+fn compare(around: &Around, program: &Path, subjects: Subjects) -> Vec<Value> {
     let mut said = Vec::new();
     for (tool, mut args) in subjects {
         // The same for both, since a filter may need programs of its own.
@@ -220,7 +219,7 @@ fn as_it_is() -> Outcome {
 
 fn no_capabilities() -> Outcome {
     let bare = words(&["setpriv", "--bounding-set=-all", "--inh-caps=-all"]);
-    none_runs(&compare(&bare, binary(), kinds()), "CAP_BPF and CAP_PERFMON are missing");
+    none_runs(&compare(&bare, binary(), subjects()), "CAP_BPF and CAP_PERFMON are missing");
     let (records, status) = doctor(&bare, binary(), &[]);
     assert_eq!((status, check(&records, "capabilities")["state"].as_str()), (3, Some("missing")));
     Outcome::Passed
@@ -228,7 +227,7 @@ fn no_capabilities() -> Outcome {
 
 fn half() -> Outcome {
     let partly = words(&["setpriv", "--bounding-set=-all,+perfmon", "--inh-caps=-all"]);
-    none_runs(&compare(&partly, binary(), kinds()), "CAP_BPF is missing");
+    none_runs(&compare(&partly, binary(), subjects()), "CAP_BPF is missing");
     Outcome::Passed
 }
 
@@ -269,9 +268,9 @@ fn enough() -> String {
 }
 
 /// How root hooks in, for comparison.
-fn as_root() -> Vec<Value> {
+fn as_root(subjects: Subjects) -> Vec<Value> {
     let here = words(&["env"]);
-    kinds()
+    subjects
         .into_iter()
         .map(|(tool, args)| {
             let line: Vec<&str> =
@@ -287,11 +286,11 @@ fn ordinary_user() -> Outcome {
     let directory = scratch("user");
     let program = public_copy(&directory);
     let around = user(BOTH, &enough());
-    let said = compare(&around, &program, kinds());
+    let said = compare(&around, &program, subjects());
     ordinary_run(&said);
     let (records, _) = doctor(&around, &program, &[]);
     let refused = check(&records, "kprobes")["state"] != "ok";
-    let both = said.iter().zip(as_root());
+    let both = said.iter().zip(as_root(subjects()));
     for (mine, roots) in both.filter(|(mine, _)| mine["verdict"] == "runs") {
         let other = roots["way"] == "kprobe" && refused;
         assert_eq!(mine["way"] != roots["way"], other, "{mine} {roots}");
@@ -336,7 +335,7 @@ fn user_namespace() -> Outcome {
     if !run(&around, Path::new("true"), &[]).status().is_ok_and(|status| status.success()) {
         return Outcome::Skipped("user namespaces are not to be had".into());
     }
-    none_runs(&compare(&around, binary(), kinds()), "user namespace");
+    none_runs(&compare(&around, binary(), subjects()), "user namespace");
     let (records, _) = doctor(&around, binary(), &[]);
     assert_eq!(check(&records, "user_namespace")["state"], "missing");
     Outcome::Passed
@@ -373,7 +372,7 @@ fn no_types() -> Outcome {
     fs::write(&empty, "").expect("write");
     // No file, and one that is no BTF.
     let hidden = apart("mount -t tmpfs none /sys/kernel/btf");
-    none_runs(&compare(&hidden, binary(), kinds()), "CONFIG_DEBUG_INFO_BTF");
+    none_runs(&compare(&hidden, binary(), subjects()), "CONFIG_DEBUG_INFO_BTF");
     let (records, status) = doctor(&hidden, binary(), &[]);
     assert_eq!((status, check(&records, "btf")["state"].as_str()), (3, Some("missing")));
     let broken = apart(&format!("mount --bind {} /sys/kernel/btf/vmlinux", empty.display()));
@@ -512,7 +511,7 @@ fn paranoid() -> Outcome {
     assert_eq!(check(&records, "perf_event_paranoid")["state"], "ok");
     assert_eq!(check(&records, "kprobes")["state"], "ok");
     let said = compare(&around, &program, kinds());
-    let both = said.iter().zip(as_root());
+    let both = said.iter().zip(as_root(kinds()));
     for (mine, roots) in both.filter(|(mine, _)| mine["verdict"] == "runs") {
         assert_eq!(mine["way"], roots["way"], "{mine} {roots}");
     }

@@ -3,8 +3,9 @@
 //! The privileged tests: each starts a tool, causes a known number of known things, and compares.
 //!
 //! `cargo build --bin bpfscope --example live && target/debug/examples/live [WORD…]` runs those
-//! whose name (`tool::test`) contains a word, on the machine's own kernel; `tests/run` runs them in the VMs as well. With `BPFSCOPE_RESULTS=FILE`
-//! a line for each is appended there: kernel, file, test, outcome, reason (tab separated).
+//! whose name (`tool::test`) contains a word, on the machine's own kernel; `tests/run` runs them in
+//! the VMs as well. With `BPFSCOPE_RESULTS=FILE` a line for each is appended there: kernel, file,
+//! test, outcome, reason (tab separated).
 //! `BPFSCOPE_ICOUNT` says that the clock is exact here; then those run whose times are known, one
 //! after another. `--list` only names what would run.
 

@@ -5,6 +5,7 @@
 use std::fs;
 use std::fs::File;
 use std::fs::OpenOptions;
+use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -188,6 +189,13 @@ impl Direct {
     pub fn read(&mut self, number: usize) {
         let file = self.file.try_clone().expect("a descriptor");
         file.read_exact_at(self.block(), (number * BLOCK) as u64).expect("read");
+    }
+
+    /// Reads `blocks` blocks from this byte on, as one request where the device takes so many.
+    pub fn read_from(&self, byte: u64, blocks: usize) -> io::Result<usize> {
+        let mut memory = vec![0u8; (blocks + 1) * BLOCK];
+        let at = memory.as_ptr().align_offset(BLOCK);
+        self.file.read_at(&mut memory[at..at + blocks * BLOCK], byte)
     }
 
     /// Writes the block of this number.

@@ -100,7 +100,9 @@ is not in memory at that moment. An exec that fails after the old program is gon
 process, has no path and no arguments. Failures of programs that the kernel itself starts are not \
 seen. --line sees the arguments that --args-size lets through, and of a failed exec 128, unless \
 --max-args is more. A call that only asks whether a file could be executed (AT_EXECVE_CHECK) is not shown. \
---tid and --comm test the thread and the name as they are after the exec.",
+--tid and --comm test the thread and the name as they are after the exec. In way fexit (-x), a failed \
+exec that waited (for a lease, for a network file system) is not shown, and not counted as missed, if \
+another tracing program attached to the same function meanwhile (Linux 5.10 and 6.12, not 7.2).",
     };
     const QUESTION: Question =
         Question { heading: "Processes", question: "Which programs are started, and by whom?" };

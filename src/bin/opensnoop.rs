@@ -122,7 +122,10 @@ The path is that of the moment when the call returned: another thread can change
 kernel reads it. Opens by handle (open_by_handle_at) have no path and are not shown. In way rawtp, opens \
 through io_uring are seen only where the kernel has the tracepoint io_uring_submit_req (6.1 and \
 older have not). O_LARGEFILE \
-is left out of the flags, because the kernel adds it for every 64-bit program.",
+is left out of the flags, because the kernel adds it for every 64-bit program. In way fexit, an open \
+that waits (for the other end of a FIFO, for a network file system) is not shown, and not counted as \
+missed, if another tracing program attaches to the same function while the call waits (seen on Linux \
+5.10 and 6.12, not on 7.2).",
     };
     const QUESTION: Question =
         Question { heading: "Files", question: "Which files are opened, and which are not found?" };

@@ -98,7 +98,7 @@ static __always_inline int submitted(__u64 *ctx, void *slots, bool is_twin)
 	if (!slot || !twin_first((__u32)id, is_twin))
 		return 0;
 	origin.kernel = stack_of(ctx, slot, 0);
-	bpf_get_current_comm(origin.comm, sizeof(origin.comm));
+	current_comm(origin.comm);
 	map_insert(&origins, &bio, &origin, BPF_ANY);
 	return 0;
 }

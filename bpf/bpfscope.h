@@ -40,4 +40,14 @@ static __always_inline void add_atomically(__u64 *to, __u64 value)
 	asm volatile("lock *(u64 *)(%0 + 0) += %1" : : "r"(to), "r"(value) : "memory");
 }
 
+/*
+ * The name of the current task, and nothing behind its end: 6.1 leaves what was there before, so
+ * that the same name would be two keys of a map.
+ */
+static __always_inline void current_comm(char comm[TASK_COMM_LEN])
+{
+	__builtin_memset(comm, 0, TASK_COMM_LEN);
+	bpf_get_current_comm(comm, TASK_COMM_LEN);
+}
+
 #endif

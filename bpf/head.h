@@ -37,7 +37,7 @@ static __always_inline void head_of_current(struct event_head *head)
 	head->tid = (__u32)id;
 	head->ppid = task_ppid((struct task_struct *)bpf_get_current_task());
 	head->uid = (__u32)bpf_get_current_uid_gid();
-	bpf_get_current_comm(head->comm, sizeof(head->comm));
+	current_comm(head->comm);
 	head->host_pid = host_id >> 32;
 	head->host_tid = (__u32)host_id;
 }

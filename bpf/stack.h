@@ -117,7 +117,7 @@ static __always_inline void stack_key_of_current(void *ctx, struct stack_slot *s
 	key->kernel = want_kernel_stacks ? stack_of(ctx, slot, 0) : STACK_NONE;
 	key->user = want_user_stacks && !is_kthread ? stack_of(ctx, slot, BPF_F_USER_STACK)
 						    : STACK_NONE;
-	bpf_get_current_comm(key->comm, sizeof(key->comm));
+	current_comm(key->comm);
 }
 
 #endif

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -22,6 +23,7 @@ pub const CASES: &[Case] = &[
     Case::new("by process, disk and direction", counts),
     Case::new("nothing is lost between intervals", intervals),
     Case::new("latency", latency).timed(),
+    Case::new("one name is one row", names),
     Case::new("text", text),
     Case::new("usage errors", usage_errors),
 ];
@@ -149,6 +151,36 @@ fn latency() -> Outcome {
     Outcome::Passed
 }
 
+/// A thread that changes its name between reads: what a longer name leaves behind is no part of the
+/// next one.
+fn names() -> Outcome {
+    let disk = Disk::any();
+    let tool = start("biotop", &["-d", &disk.name, "-p", &std::process::id().to_string(), "60"]);
+    let path = disk.path();
+    let work = move || {
+        let mut direct = Direct::open(&path);
+        let rename = |name: &str| fs::write("/proc/thread-self/comm", name).expect("comm");
+        for i in 0..10 {
+            rename(&format!("bt-{}-long", "x".repeat(i % 5)));
+            direct.read(2 * i);
+            rename("bt-b");
+            direct.read(2 * i + 1);
+        }
+    };
+    thread::spawn(work).join().expect("reads");
+    let finished = tool.stop();
+    finished.assert_clean();
+    let rows = |comm: &str| -> Vec<u64> {
+        let rows = finished.of("row").filter(|row| row["comm"] == comm);
+        rows.map(|row| row["requests"].as_u64().expect("a number")).collect()
+    };
+    assert_eq!(rows("bt-b"), [10]);
+    for i in 0..5 {
+        assert_eq!(rows(&format!("bt-{}-long", "x".repeat(i))), [2]);
+    }
+    Outcome::Passed
+}
+
 /// The words of the rows that are shown of two commands: one reads 128 KiB in two requests, the
 /// other 36 KiB in nine.
 fn table(disk: &Disk, args: &[&str]) -> Vec<Vec<String>> {
@@ -160,6 +192,8 @@ fn table(disk: &Disk, args: &[&str]) -> Vec<Vec<String>> {
     let args = [&["-d", &disk.name], args, &["60", "--", "sh", "-c", &script]].concat();
     let output = command("biotop", &args).output().expect("biotop");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Of what was lost or missed it would tell.
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].contains(" loadavg: ") && lines[0].as_bytes()[2] == b':', "{text}");
@@ -183,14 +217,15 @@ fn text() -> Outcome {
     for (args, expected) in orders {
         let rows = table(&disk, args);
         let shown: Vec<_> = rows.iter().map(|row| row[1..8].to_vec()).collect();
-        assert_eq!(shown, expected, "{args:?}");
+        assert_eq!(shown, expected, "{args:?}: {rows:?}");
         for row in &rows {
             assert!(row[0].parse::<u32>().is_ok_and(|pid| pid > 1), "{row:?}");
             assert_eq!(row[8].split('.').nth(1).map(str::len), Some(2), "{row:?}");
         }
     }
     for sort in ["all", "time"] {
-        assert_eq!(table(&disk, &["-s", sort]).len(), 2);
+        let rows = table(&disk, &["-s", sort]);
+        assert_eq!(rows.len(), 2, "{rows:?}");
     }
     Outcome::Passed
 }

@@ -82,7 +82,6 @@ EXPORT_STRUCT(exec_slot);
 EXEC_SLOT(slot_exec);
 EXEC_SLOT(slot_exec_twin);
 EXEC_SLOT(slot_failed_execve);
-EXEC_SLOT(slot_failed_execve_twin);
 EXEC_SLOT(slot_failed_execveat);
 EXEC_SLOT(slot_failed_compat_execve);
 EXEC_SLOT(slot_failed_compat_execveat);
@@ -355,15 +354,8 @@ static __always_inline void walk_args(struct exec_slot *slot)
 	event->args_cut = 1;
 }
 
-/* Of rare calls there is only one program. */
-enum twin {
-	TWIN_NONE,
-	TWIN_FIRST,
-	TWIN_SECOND,
-};
-
 static __always_inline int exec_failed(void *map, struct pt_regs *regs, bool is_at, bool is_32bit,
-				       enum twin twin, long result)
+				       long result)
 {
 	struct exec_call call;
 
@@ -371,9 +363,6 @@ static __always_inline int exec_failed(void *map, struct pt_regs *regs, bool is_
 		return 0;
 	exec_call(&call, regs, is_at, is_32bit);
 	if ((call.flags & AT_EXECVE_CHECK) || !filter_current())
-		return 0;
-	if (twin != TWIN_NONE &&
-	    !twin_first((__u32)bpf_get_current_pid_tgid(), twin == TWIN_SECOND))
 		return 0;
 
 	struct exec_slot *slot = exec_slot(map);
@@ -406,25 +395,11 @@ static __always_inline int exec_failed(void *map, struct pt_regs *regs, bool is_
 }
 
 /*
- * ---- way fexit ----
+ * ---- way kprobe ----
  *
- * Not on 5.10, whose types have only a declaration of the struct that execveat's function takes.
+ * And none by fexit: an exec can wait, and those that go on together find the programs of fexit in
+ * use, where the kernel is preemptible. A return probe's program is not preempted.
  */
-
-#define FAILED_FEXIT(name, function, is_at, is_32bit, twin)                                        \
-	SEC("fexit/" function)                                                                     \
-	int BPF_PROG(name##__fexit, struct pt_regs *regs, long result)                             \
-	{                                                                                          \
-		return exec_failed(&slot_failed_##name, regs, is_at, is_32bit, twin, result);      \
-	}
-
-FAILED_FEXIT(execve, SYSCALL_NATIVE "execve", false, false, TWIN_FIRST)
-FAILED_FEXIT(execve_twin, SYSCALL_NATIVE "execve", false, false, TWIN_SECOND)
-FAILED_FEXIT(execveat, SYSCALL_NATIVE "execveat", true, false, TWIN_NONE)
-FAILED_FEXIT(compat_execve, SYSCALL_COMPAT "execve", false, true, TWIN_NONE)
-FAILED_FEXIT(compat_execveat, SYSCALL_COMPAT "execveat", true, true, TWIN_NONE)
-
-/* ---- way kprobe ---- */
 
 /* Thread to the caller's registers, which are on its kernel stack until the call is over. */
 struct {
@@ -455,7 +430,7 @@ static __always_inline int exec_return(void *map, bool is_at, bool is_32bit, lon
 	struct pt_regs *regs = (struct pt_regs *)*found;
 
 	bpf_map_delete_elem(&calls__kprobe, &tid);
-	return exec_failed(map, regs, is_at, is_32bit, TWIN_NONE, result);
+	return exec_failed(map, regs, is_at, is_32bit, result);
 }
 
 /* A thread that is not the first returns under another id: its entry goes here. */
@@ -504,5 +479,5 @@ int exec_exit__rawtp(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!is_at && number != (is_32bit ? NR32_execve : NR_execve))
 		return 0;
-	return exec_failed(&slot_failed_execve, regs, is_at, is_32bit, TWIN_NONE, result);
+	return exec_failed(&slot_failed_execve, regs, is_at, is_32bit, result);
 }

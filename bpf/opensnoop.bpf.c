@@ -85,8 +85,8 @@ static __always_inline void add_base(struct open_slot *slot, int dirfd)
 		return;
 	if (path_size > PATH_MAX)
 		return;
-	slot->event.base_size =
-		path_names(&base, slot->text + path_size, 0, PATH_MAX, &slot->event.base_cut);
+	path_names(&base, slot->text + path_size, PATH_MAX, &slot->event.base_size,
+		   &slot->event.base_cut);
 }
 
 static __always_inline void add_stack(void *ctx, struct open_slot *slot)

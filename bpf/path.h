@@ -5,8 +5,26 @@
 
 #include "bpfscope.h"
 
-/* Components and mounts that are followed; deeper ones are marked as cut. */
+/*
+ * Components and mounts that are followed; deeper ones are marked as cut. A tool may ask for fewer
+ * before it includes this: the verifier takes its time for each, in each program.
+ */
+#ifndef PATH_DEPTH
 #define PATH_DEPTH 96
+#endif
+
+/* What the current task's descriptor stands for, or NULL when it is not open. */
+static __always_inline struct file *path_file(int fd)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **slots = BPF_CORE_READ(table, fd);
+	struct file *file = NULL;
+
+	if (fd >= 0 && (__u32)fd < BPF_CORE_READ(table, max_fds))
+		bpf_probe_read_kernel(&file, sizeof(file), &slots[fd]);
+	return file;
+}
 
 /*
  * The directory that a relative name is resolved against: that of the descriptor, or the working
@@ -14,20 +32,15 @@
  */
 static __always_inline bool path_base(int dirfd, struct path *base)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-
 	if (dirfd == AT_FDCWD) {
+		struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
 		BPF_CORE_READ_INTO(base, task, fs, pwd);
 		return true;
 	}
 
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **slots = BPF_CORE_READ(table, fd);
-	struct file *file = NULL;
+	struct file *file = path_file(dirfd);
 
-	if (dirfd < 0 || (__u32)dirfd >= BPF_CORE_READ(table, max_fds))
-		return false;
-	bpf_probe_read_kernel(&file, sizeof(file), &slots[dirfd]);
 	if (!file)
 		return false;
 	BPF_CORE_READ_INTO(base, file, f_path);
@@ -35,17 +48,22 @@ static __always_inline bool path_base(int dirfd, struct path *base)
 }
 
 /*
- * Writes the names of path, leaf first, each with its NUL, to buffer + offset. The buffer must
- * have NAME_MAX + 1 bytes beyond limit, a power of two; offset + what is written stays below it.
- * Returns the offset after the last name; *cut says whether names are missing.
+ * Writes the names of path, leaf first, each with its NUL, to buffer. The buffer must have
+ * NAME_MAX + 1 bytes beyond limit, a power of two. *size gets the bytes that were written; *cut
+ * says whether names are missing.
+ *
+ * *size must lie in a map. What stands there the verifier does not remember, so that all that can
+ * have happened until one component looks the same to it. Of a variable it would know the bounds,
+ * others for each number of names and mounts so far, and follow them all to the end.
  */
-static __always_inline __u32 path_names(struct path *path, char *buffer, __u32 offset, __u32 limit,
-					__u8 *cut)
+static __always_inline void path_names(struct path *path, char *buffer, __u32 limit, __u32 *size,
+				       __u8 *cut)
 {
 	struct dentry *dentry = path->dentry;
 	struct mount *mount = (void *)path->mnt - bpf_core_field_offset(struct mount, mnt);
 
 	*cut = 1;
+	WRITE_ONCE(*size, 0);
 	for (int i = 0; i < PATH_DEPTH; i++) {
 		struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
 
@@ -63,6 +81,9 @@ static __always_inline __u32 path_names(struct path *path, char *buffer, __u32 o
 		/* A root that is not its mount's: a detached tree. What is known is shown. */
 		if (parent == dentry)
 			break;
+
+		__u32 offset = READ_ONCE(*size);
+
 		if (offset >= limit)
 			break;
 
@@ -72,10 +93,9 @@ static __always_inline __u32 path_names(struct path *path, char *buffer, __u32 o
 
 		if (length <= 0)
 			break;
-		offset += length;
+		WRITE_ONCE(*size, offset + length);
 		dentry = parent;
 	}
-	return offset;
 }
 
 #endif

@@ -100,9 +100,7 @@ is not in memory at that moment. An exec that fails after the old program is gon
 process, has no path and no arguments. Failures of programs that the kernel itself starts are not \
 seen. --line sees the arguments that --args-size lets through, and of a failed exec 128, unless \
 --max-args is more. A call that only asks whether a file could be executed (AT_EXECVE_CHECK) is not shown. \
---tid and --comm test the thread and the name as they are after the exec. In way fexit (-x), a failed \
-exec that waited (for a lease, for a network file system) is not shown, and not counted as missed, if \
-another tracing program attached to the same function meanwhile (Linux 5.10 and 6.12, not 7.2).",
+--tid and --comm test the thread and the name as they are after the exec.",
     };
     const QUESTION: Question =
         Question { heading: "Processes", question: "Which programs are started, and by whom?" };
@@ -114,11 +112,6 @@ another tracing program attached to the same function meanwhile (Linux 5.10 and 
             return vec![Way::new("rawtp", &["exec"]).twin("exec", "exec_twin")];
         }
         vec![
-            // The calls that are rare have no twins: they are much to load.
-            Way::new("fexit", &["execve__fexit", "exec"])
-                .twin("execve__fexit", "execve_twin__fexit")
-                .twin("exec", "exec_twin")
-                .optional(&["execveat__fexit", "compat_execve__fexit", "compat_execveat__fexit"]),
             Way::new("kprobe", &["execve_exit__kprobe", "execve_enter__kprobe", "exec__kprobe"])
                 .twin("exec__kprobe", "exec_twin")
                 .optional(&[
@@ -177,7 +170,6 @@ another tracing program attached to the same function meanwhile (Linux 5.10 and 
             (&mut maps.slot_exec, true),
             (&mut maps.slot_exec_twin, true),
             (&mut maps.slot_failed_execve, self.fails),
-            (&mut maps.slot_failed_execve_twin, way.name == "fexit"),
             (&mut maps.slot_failed_execveat, functions),
             (&mut maps.slot_failed_compat_execve, functions),
             (&mut maps.slot_failed_compat_execveat, functions),

@@ -55,10 +55,12 @@ pub const CASES: &[Case] = &[
     Case::new("no capabilities, no kernel types", cannot_run),
     Case::new("no tracefs", no_tracefs),
     Case::new("what comes after ready is seen", ready_promise),
-    Case::new("a brake", max_rate),
+    // On fexit, a call that is under way when another tool attaches is not seen on some kernels.
+    Case::alone("a brake", max_rate),
     Case::new("its own cost", own_cost),
     Case::new("a command line of its own", command_line),
-    Case::new("what a killed tool left behind is removed", left_behind),
+    // Any other tool that starts would remove it, too.
+    Case::alone("what a killed tool left behind is removed", left_behind),
     Case::new("a map of 20,000 keys is read whole", whole_maps),
     Case::alone("single events come within 200 ms", single_events),
     Case::alone("a flooded tool ends within a second", flooded),

@@ -462,10 +462,7 @@ fn packages() -> Outcome {
             let found = of(&records, "tool").next().expect("the tool");
             assert_eq!((status, &found["verdict"]), (0, &"probably".into()), "{found}");
             assert_eq!(records[0]["kernel"], release);
-            // That a function can be probed but what it takes is not described, no name tells.
-            let undescribed = name == "5.10" && tool == "execsnoop" && args == ["-x"];
-            let wanted = if undescribed { "fexit" } else { way.as_str() };
-            assert_eq!(found["way"], wanted, "{name}: {found}");
+            assert_eq!(found["way"], way, "{name}: {found}");
         }
     }
     match seen {

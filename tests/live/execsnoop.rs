@@ -50,8 +50,7 @@ pub const CASES: &[Case] = &[
     Case::new("every way to exec", every_way),
     Case::new("scripts", scripts),
     Case::new("failures", failures),
-    // Another tool that attaches meanwhile would take the ends of these calls away, on fexit.
-    Case::alone("many that wait at once", waiting),
+    Case::new("many that wait at once", waiting),
     Case::new("callers of 32-bit calls", compat),
     Case::new("a thread that is not the first", other_thread),
     Case::new("long lists are cut and marked", long_lists),

@@ -9,6 +9,7 @@ help:
 	@echo 'make test     install what is missing, and run every test (KERNELS="6.1 6.12" selects)'
 	@echo 'make check    formatting, lints, licences'
 	@echo 'make bench    cost of an event beside libbpf-tools (TOOLS="opensnoop" selects)'
+	@echo 'make bench-native   the same on the kernel of this machine, as far as it lets tools hook in'
 	@echo 'make docs     write the generated parts of the documentation anew'
 	@echo 'make release  the multi-call binary, small and fast: target/release/bpfscope'
 
@@ -26,6 +27,10 @@ bench:
 	@scripts/setup test
 	@bench/run $(TOOLS)
 
+bench-native:
+	@scripts/setup test
+	@bench/run --native $(TOOLS)
+
 docs:
 	@scripts/docs
 
@@ -33,4 +38,4 @@ release:
 	@scripts/setup build
 	@$(CARGO) build --release --bin bpfscope
 
-.PHONY: help demo test check bench docs release
+.PHONY: help demo test check bench bench-native docs release

@@ -1,159 +1,211 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 
-//! Measures what a tool costs: ours beside the peer's, in one run. Meant for a machine whose clock
+//! Measures what tools cost: ours beside the peer's, in one run. Meant for a machine whose clock
 //! counts instructions (`bench/run` boots one); `bench/README.md` says what the figures mean.
 //!
-//! Usage: bench OURS PEER_DIR [TOOL…]
+//! Usage: bench [--native RUNS] OURS PEER_DIR [TOOL…]
 
-use std::collections::BTreeMap;
+mod disk;
+mod process;
+mod report;
+mod rows;
+mod workloads;
+
+use std::collections::BTreeSet;
 use std::fs;
-use std::fs::File;
-use std::io::Read as _;
-use std::io::Seek as _;
 use std::path::Path;
 use std::path::PathBuf;
-use std::process::Child;
 use std::process::Command;
 use std::process::ExitCode;
-use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use anyhow::Context as _;
 use anyhow::Result;
 use anyhow::bail;
-use anyhow::ensure;
-use nix::sys::signal::Signal;
-use nix::sys::signal::kill;
-use nix::time::ClockId;
-use nix::time::clock_getcpuclockid;
-use nix::time::clock_gettime;
-use nix::unistd::Pid;
 
-/// What one operation of a workload is, how many are made, and the pause after each.
-struct Workload {
-    name: &'static str,
-    tool: &'static str,
-    operations: u32,
-    pause: Option<Duration>,
-    act: fn(&Path),
-    /// What a line of the tool's output contains when it shows one of these operations.
-    mark: &'static str,
-}
+use crate::process::Tool;
+use crate::process::cpu_of_workload;
+use crate::report::Report;
+use crate::rows::ROWS;
+use crate::rows::Row;
+use crate::rows::Shown;
+use crate::workloads::Act;
+use crate::workloads::SYSTEM_CALLS;
+use crate::workloads::Scene;
+use crate::workloads::Workload;
 
-const WORKLOADS: [Workload; 2] = [
-    Workload {
-        name: "open, paced",
-        tool: "opensnoop",
-        operations: 4000,
-        pause: Some(Duration::from_millis(1)),
-        act: |path| drop(File::open(path)),
-        mark: "bench-opened",
-    },
-    Workload {
-        name: "open, burst",
-        tool: "opensnoop",
-        operations: 20_000,
-        pause: None,
-        act: |path| drop(File::open(path)),
-        mark: "bench-opened",
-    },
-];
+/// How many operations a tool is shown before it is measured, so that nothing happens for the
+/// first time.
+const WARM_UP: u32 = 10;
 
-/// What was measured; times in nanoseconds of CPU.
+/// How many paced operations are made where a pause takes its time.
+const NATIVE_PACED: u32 = 500;
+
+/// What a paced workload waits after each operation.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Longer than any tool waits before it shows what it has.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// How many system calls of another kind are made.
+const UNRELATED: u32 = 20_000;
+
+/// What one pace of a workload took, in nanoseconds of CPU.
 #[derive(Clone, Copy, Debug, Default)]
-struct Figures {
-    workload: u64,
-    tool: u64,
-    start: u64,
-    stop: u64,
-    rss_anon_kb: u64,
-    shown: usize,
+pub(crate) struct Pass {
+    pub(crate) operations: u32,
+    pub(crate) workload_ns: u64,
+    pub(crate) tool_ns: u64,
+    /// `None` = not to be counted.
+    pub(crate) shown: Option<(u64, u64)>,
 }
 
-fn cpu_of(pid: Option<u32>) -> Result<u64> {
-    let clock = match pid {
-        None => ClockId::CLOCK_PROCESS_CPUTIME_ID,
-        Some(pid) => clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?))?,
-    };
-    let time = clock_gettime(clock)?;
-    Ok(u64::try_from(time.tv_sec())? * 1_000_000_000 + u64::try_from(time.tv_nsec())?)
+/// What was measured of one tool, or without one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Figures {
+    pub(crate) paced: Option<Pass>,
+    pub(crate) burst: Option<Pass>,
+    pub(crate) start_ns: u64,
+    pub(crate) stop_ns: u64,
+    pub(crate) report_ns: u64,
+    pub(crate) anonymous_bytes: u64,
+    pub(crate) map_bytes: u64,
+    pub(crate) wakeups: u64,
+    /// Of all the unrelated system calls.
+    pub(crate) unrelated_ns: u64,
 }
 
-/// Waits until the tool sleeps in a wait for events: it is then attached. Peers do not say so.
-fn wait_until_ready(child: &mut Child) -> Result<()> {
-    let until = Instant::now() + Duration::from_secs(300);
-    // Opened once: each open would be an event that wakes the tool.
-    let mut call_file = File::open(format!("/proc/{}/syscall", child.id()))?;
-    let mut quiet = 0;
-    while quiet < 3 {
-        ensure!(Instant::now() < until, "the tool does not get ready");
-        if let Some(status) = child.try_wait()? {
-            bail!("the tool ended with {status}");
+/// Where and how it is measured.
+struct Bench {
+    directory: PathBuf,
+    /// How many runs the median is of; `None` = in a machine whose clock counts instructions, where
+    /// time in which nothing happens costs nothing.
+    native: Option<u32>,
+}
+
+impl Bench {
+    fn shown(&self) -> PathBuf {
+        self.directory.join("shown")
+    }
+
+    /// Runs a workload, beside a tool or alone.
+    fn measure(&self, row: &Row, command: Option<&[String]>, warm_up: bool) -> Result<Figures> {
+        let mut figures = Figures::default();
+        if self.native.is_none() && !warm_up {
+            thread::sleep(row.workload.rest);
         }
-        // epoll_wait and epoll_pwait of x86-64 and arm64.
-        let mut call = String::new();
-        call_file.rewind()?;
-        call_file.read_to_string(&mut call)?;
-        let waits = ["232 ", "281 ", "22 "].iter().any(|number| call.starts_with(number));
-        quiet = if waits { quiet + 1 } else { 0 };
-        thread::sleep(Duration::from_millis(50));
+        let limit = |pace| match pace {
+            _ if warm_up => WARM_UP,
+            // Pauses are not skipped there.
+            "paced" if self.native.is_some() => NATIVE_PACED,
+            _ => u32::MAX,
+        };
+        let prepare = |pace, operations: u32| -> Result<Option<(u32, Act)>> {
+            let scene = Scene { directory: self.directory.clone(), pace };
+            let act = (operations > 0).then(|| (row.workload.prepare)(&scene)).transpose()?;
+            Ok(act.map(|act| (operations.min(limit(pace)), act)))
+        };
+        // Before the tool is there: making a file system is an event, too.
+        let mut paced = prepare("paced", row.workload.paced)?;
+        let mut burst = prepare("burst", row.workload.burst)?;
+        let tool = command
+            .map(|command| Tool::start(command, &self.shown(), &self.directory.join("said")))
+            .transpose()?;
+        if let Some(tool) = &tool {
+            figures.start_ns = tool.start_ns;
+            figures.wakeups = if warm_up { 0 } else { tool.idle_wakeups()? };
+        }
+        if !warm_up {
+            figures.unrelated_ns = unrelated(row.workload)?;
+        }
+        let mut passes = [
+            paced.as_mut().map(|(operations, act)| pass(act, *operations, true, tool.as_ref())),
+            burst.as_mut().map(|(operations, act)| pass(act, *operations, false, tool.as_ref())),
+        ]
+        .into_iter()
+        .map(Option::transpose)
+        .collect::<Result<Vec<_>>>()?;
+        if let Some(tool) = tool {
+            figures.anonymous_bytes = tool.anonymous_bytes()?;
+            figures.map_bytes = tool.map_bytes()?;
+            let end = tool.stop()?;
+            figures.stop_ns = end.stop_ns;
+            figures.report_ns = end.report_ns;
+            let text = fs::read(self.shown())?;
+            for (pass, act) in passes.iter_mut().zip([&paced, &burst]) {
+                if let (Some(pass), Some((_, act))) = (pass, act) {
+                    pass.shown = shown(row.shown, &text, &act.mark, pass.operations);
+                }
+            }
+            // A histogram does not say which of them it counted.
+            if let (Shown::Histogram, [Some(paced), Some(burst)]) = (row.shown, &mut passes[..]) {
+                burst.shown = burst.shown.map(|(shown, made)| (shown, made + made_of(paced)));
+                paced.shown = None;
+            }
+        }
+        figures.paced = passes[0];
+        figures.burst = passes[1];
+        Ok(figures)
     }
-    Ok(())
 }
 
-fn rss_anon_kb(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or("");
-    line.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0)
+fn made_of(pass: &Pass) -> u64 {
+    u64::from(pass.operations)
 }
 
-/// Runs the workload, beside a tool or alone.
-fn measure(workload: &Workload, tool: Option<&[String]>, directory: &Path) -> Result<Figures> {
-    let shown = directory.join("shown");
-    let target = directory.join(workload.mark);
-    fs::write(&target, "")?;
-    let mut figures = Figures::default();
-    let mut running = None;
-    if let Some(command) = tool {
-        let mut child = Command::new(&command[0])
-            .args(&command[1..])
-            .stdin(Stdio::null())
-            .stdout(File::create(&shown)?)
-            .stderr(Stdio::null())
-            .spawn()
-            .with_context(|| command.join(" "))?;
-        wait_until_ready(&mut child)?;
-        figures.start = cpu_of(Some(child.id()))?;
-        running = Some(child);
-    }
-    let before = cpu_of(None)?;
-    for _ in 0..workload.operations {
-        (workload.act)(&target);
-        if let Some(pause) = workload.pause {
-            thread::sleep(pause);
+/// One pace of a workload, until the tool has shown what it has.
+fn pass(act: &mut Act, operations: u32, paced: bool, tool: Option<&Tool>) -> Result<Pass> {
+    let tool_before = tool.map(Tool::cpu).transpose()?;
+    let before = cpu_of_workload()?;
+    for _ in 0..operations {
+        (act.once)()?;
+        if paced {
+            thread::sleep(PAUSE);
         }
     }
-    figures.workload = cpu_of(None)? - before;
-    if let Some(mut child) = running {
-        // Until it has shown what it has: it sleeps again, and longer than any of them pauses.
-        thread::sleep(Duration::from_millis(500));
-        figures.tool = cpu_of(Some(child.id()))? - figures.start;
-        figures.rss_anon_kb = rss_anon_kb(child.id());
-        let asked = Instant::now();
-        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
-        child.wait()?;
-        figures.stop = u64::try_from(asked.elapsed().as_nanos())?;
-        let text = fs::read(&shown)?;
-        let mark = workload.mark.as_bytes();
-        figures.shown = text.split(|b| *b == b'\n').filter(|line| contains(line, mark)).count();
+    let workload_ns = cpu_of_workload()? - before;
+    let mut tool_ns = 0;
+    if let (Some(tool), Some(before)) = (tool, tool_before) {
+        thread::sleep(DRAIN);
+        tool_ns = tool.cpu()? - before;
     }
-    Ok(figures)
+    Ok(Pass { operations, workload_ns, tool_ns, shown: None })
 }
 
-fn contains(line: &[u8], mark: &[u8]) -> bool {
-    line.windows(mark.len()).any(|window| window == mark)
+/// CPU time of system calls that the workload does not make.
+fn unrelated(workload: &Workload) -> Result<u64> {
+    if workload.name == SYSTEM_CALLS.name {
+        return Ok(0);
+    }
+    let scene = Scene { directory: PathBuf::new(), pace: "burst" };
+    Ok(pass(&mut (SYSTEM_CALLS.prepare)(&scene)?, UNRELATED, false, None)?.workload_ns)
+}
+
+/// How many events the output shows, of how many.
+fn shown(how: Shown, text: &[u8], mark: &str, operations: u32) -> Option<(u64, u64)> {
+    let text = String::from_utf8_lossy(text);
+    let operations = u64::from(operations);
+    match how {
+        Shown::Not => None,
+        Shown::Lines(each) => {
+            let lines = text.lines().filter(|line| line.contains(mark)).count();
+            Some((lines as u64, operations * u64::from(each)))
+        }
+        Shown::Number => {
+            let numbers = text.lines().filter_map(|line| line.trim().strip_prefix(mark));
+            let sum =
+                numbers.filter_map(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+            Some((sum.sum(), operations))
+        }
+        Shown::Histogram => {
+            let bars = text.lines().filter(|line| line.contains(" -> "));
+            let counts = bars.filter_map(|line| {
+                line.split_once(':')?.1.split_whitespace().next()?.parse::<u64>().ok()
+            });
+            Some((counts.sum(), operations))
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -166,77 +218,85 @@ fn main() -> ExitCode {
     }
 }
 
+const USAGE: &str = "usage: bench [--native RUNS] OURS PEER_DIR [TOOL…]";
+
 fn run() -> Result<()> {
-    let mut args = std::env::args().skip(1);
-    let ours = args.next().context("usage: bench OURS PEER_DIR [TOOL…]")?;
-    let peer = PathBuf::from(args.next().context("usage: bench OURS PEER_DIR [TOOL…]")?);
+    let mut args = std::env::args().skip(1).peekable();
+    let mut native = None;
+    if args.next_if(|arg| arg == "--native").is_some() {
+        native = Some(args.next().and_then(|runs| runs.parse().ok()).context(USAGE)?);
+    }
+    let ours = args.next().context(USAGE)?;
+    let peer = PathBuf::from(args.next().context(USAGE)?);
     let wanted: Vec<String> = args.collect();
-    let directory = PathBuf::from("/tmp/bpfscope-bench");
-    fs::create_dir_all(&directory)?;
-    println!(
-        "{:<14} {:<12} {:>9} {:>9} {:>7} {:>9} {:>8} {:>8} {:>15}",
-        "workload",
-        "tool",
-        "cost ns",
-        "of it in",
-        "ratio",
-        "start ms",
-        "stop ms",
-        "RssAnon",
-        "shown"
-    );
-    for workload in &WORKLOADS {
-        if !wanted.is_empty() && !wanted.iter().any(|tool| tool == workload.tool) {
-            continue;
-        }
-        let commands: BTreeMap<&str, Vec<String>> = BTreeMap::from([
-            ("bpfscope", vec![ours.clone(), workload.tool.into()]),
-            ("peer", vec![peer.join(workload.tool).display().to_string()]),
-        ]);
-        // Once beforehand, so that caches and lazily made kernel objects are there for all.
-        measure(workload, None, &directory)?;
-        let base = measure(workload, None, &directory)?;
-        let mut cost = BTreeMap::new();
-        for (name, command) in commands.iter().rev() {
-            // The first start reads the program from disk, which is not what is compared.
-            let brief = Workload { operations: 10, ..*workload };
-            measure(&brief, Some(command), &directory)?;
-            let figures = measure(workload, Some(command), &directory)?;
-            let each = |ns: u64| ns / u64::from(workload.operations);
-            let total = each((figures.workload + figures.tool).saturating_sub(base.workload));
-            cost.insert(*name, total);
-            let ratio = match (cost.get("bpfscope"), cost.get("peer")) {
-                (Some(ours), Some(theirs)) if *theirs > 0 => {
-                    format!("{}.{:02}", ours / theirs, ours * 100 / theirs % 100)
-                }
-                _ => "-".into(),
-            };
-            println!(
-                "{:<14} {:<12} {total:>9} {:>9} {ratio:>7} {:>9} {:>8} {:>5} kB {:>7}/{}",
-                workload.name,
-                name,
-                each(figures.tool),
-                figures.start / 1_000_000,
-                figures.stop / 1_000_000,
-                figures.rss_anon_kb,
-                figures.shown,
-                workload.operations
-            );
-            println!(
-                "{{\"workload\":\"{}\",\"tool\":\"{}\",\"by\":\"{name}\",\"operations\":{},\
-                 \"cost_ns\":{total},\"tool_ns\":{},\"base_ns\":{},\"start_ns\":{},\"stop_ns\":{},\
-                 \"rss_anon_kb\":{},\"shown\":{}}}",
-                workload.name,
-                workload.tool,
-                workload.operations,
-                each(figures.tool),
-                each(base.workload),
-                figures.start,
-                figures.stop,
-                figures.rss_anon_kb,
-                figures.shown
-            );
+    let listed = Command::new(&ours).arg("list").output().with_context(|| ours.clone())?;
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    let there: BTreeSet<&str> =
+        listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    for tool in &wanted {
+        if !ROWS.iter().any(|row| row.tool == tool) {
+            bail!("{tool}: no workload is for this tool");
         }
     }
+
+    let directory = PathBuf::from("/tmp/bpfscope-bench");
+    fs::create_dir_all(&directory)?;
+    let bench = Bench { directory, native };
+    let mut report = Report::default();
+    report.begin();
+    for row in ROWS {
+        let asked = wanted.is_empty() || wanted.iter().any(|tool| tool == row.tool);
+        if asked && there.contains(row.tool) {
+            bench.row(row, &ours, &peer, &mut report);
+        }
+    }
+    report.end();
+    report::sizes(Path::new(&ours), &peer);
     Ok(())
+}
+
+impl Bench {
+    /// Measures a row: without a tool, then beside each.
+    fn row(&self, row: &Row, ours: &str, peer: &Path, report: &mut Report) {
+        let ours = [vec![ours.to_string(), row.tool.into()], row.words(false)].concat();
+        let program = peer.join(row.tool);
+        let theirs = [vec![program.display().to_string()], row.words(true)].concat();
+        // The first start reads the program from disk, and the kernel makes some things when they
+        // are used for the first time; neither is what is compared.
+        let ready = self.measure(row, None, true).and_then(|_| self.measure(row, None, false));
+        if let Err(error) = ready {
+            report.cannot(row, "the workload", &error);
+            return;
+        }
+        let mut sides = Vec::new();
+        for (by, command) in [("peer", theirs), ("bpfscope", ours)] {
+            if by == "peer" && !program.exists() {
+                report.cannot(row, by, &anyhow::anyhow!("there is no such tool"));
+                continue;
+            }
+            match self.measure(row, Some(&command), true) {
+                Ok(_) => sides.push((by, command, Vec::new())),
+                Err(error) => report.cannot(row, by, &error),
+            }
+        }
+        let mut bases = Vec::new();
+        for _ in 0..self.native.unwrap_or(1) {
+            match self.measure(row, None, false) {
+                Ok(figures) => bases.push(figures),
+                Err(error) => return report.cannot(row, "the workload", &error),
+            }
+            for (by, command, figures) in &mut sides {
+                match self.measure(row, Some(command), false) {
+                    Ok(measured) => figures.push(measured),
+                    Err(error) => report.cannot(row, by, &error),
+                }
+            }
+        }
+        let base = report::median(&bases);
+        for (by, _, figures) in sides {
+            if !figures.is_empty() {
+                report.add(row, by, &base, &report::median(&figures));
+            }
+        }
+    }
 }

@@ -39,7 +39,7 @@ struct {
 HISTOGRAMS(latencies, struct latency_key);
 
 /* The request is queued or issued. A second time right after the first has no effect. */
-static __always_inline int begin(struct request *request, bool typed, bool twin)
+static __always_inline int issued(struct request *request, bool typed, bool is_twin)
 {
 	__u64 key = (__u64)request;
 	__u64 born = request_read(typed, request, start_time_ns);
@@ -51,7 +51,7 @@ static __always_inline int begin(struct request *request, bool typed, bool twin)
 		 * for it, or for the rest of it. Only the device's time begins anew, and only
 		 * when it has done nothing yet.
 		 */
-		if (!want_queued && !twin && !tracked->life.partly_done)
+		if (!want_queued && !is_twin && !tracked->life.partly_done)
 			tracked->start_ns = bpf_ktime_get_ns();
 		return 0;
 	}
@@ -74,8 +74,10 @@ static __always_inline int begin(struct request *request, bool typed, bool twin)
 }
 
 /* So many bytes of the request are done. A second time has no effect. */
-static __always_inline int done(struct request *request, __u32 bytes, bool typed)
+static __always_inline int done(__u64 *ctx, bool typed, bool is_twin)
 {
+	struct request *request = (struct request *)ctx[0];
+	__u32 bytes = ctx[2];
 	__u64 key = (__u64)request;
 	struct tracked *tracked = bpf_map_lookup_elem(&requests, &key);
 	__u32 left = request_read(typed, request, __data_len);
@@ -119,103 +121,15 @@ static __always_inline int merged(struct request *request)
 	return 0;
 }
 
-/* ---- way btf ---- */
+#define ALL_HOOKS(section, way, typed)                                                             \
+	BLOCK_HOOKS(section, way, typed)                                                           \
+	SEC(section "/block_rq_insert")                                                            \
+	int insert__##way(__u64 *ctx)                                                              \
+	{                                                                                          \
+		return issued(request_of(ctx), typed, false);                                      \
+	}                                                                                          \
+	MERGE_HOOK(section, way)                                                                   \
+	GETRQ_HOOKS(section, way)
 
-SEC("tp_btf/block_rq_complete")
-int complete__btf(__u64 *ctx)
-{
-	return done((struct request *)ctx[0], (__u32)ctx[2], true);
-}
-
-SEC("tp_btf/block_rq_complete")
-int complete_twin__btf(__u64 *ctx)
-{
-	return done((struct request *)ctx[0], (__u32)ctx[2], true);
-}
-
-SEC("tp_btf/block_rq_issue")
-int issue__btf(__u64 *ctx)
-{
-	return begin(request_of(ctx), true, false);
-}
-
-SEC("tp_btf/block_rq_issue")
-int issue_twin__btf(__u64 *ctx)
-{
-	return begin(request_of(ctx), true, true);
-}
-
-SEC("tp_btf/block_rq_insert")
-int insert__btf(__u64 *ctx)
-{
-	return begin(request_of(ctx), true, false);
-}
-
-/* Since f3bdc62fd82e "blktrace: Provide event for request merging" (5.9). */
-SEC("tp_btf/block_rq_merge")
-int merge__btf(__u64 *ctx)
-{
-	return merged(request_of(ctx));
-}
-
-SEC("tp_btf/block_getrq")
-int getrq__btf(__u64 *ctx)
-{
-	return bio_submitted(ctx);
-}
-
-SEC("tp_btf/block_getrq")
-int getrq_twin__btf(__u64 *ctx)
-{
-	return bio_submitted(ctx);
-}
-
-/* ---- way rawtp ---- */
-
-SEC("raw_tp/block_rq_complete")
-int complete__rawtp(__u64 *ctx)
-{
-	return done((struct request *)ctx[0], (__u32)ctx[2], false);
-}
-
-SEC("raw_tp/block_rq_complete")
-int complete_twin__rawtp(__u64 *ctx)
-{
-	return done((struct request *)ctx[0], (__u32)ctx[2], false);
-}
-
-SEC("raw_tp/block_rq_issue")
-int issue__rawtp(__u64 *ctx)
-{
-	return begin(request_of(ctx), false, false);
-}
-
-SEC("raw_tp/block_rq_issue")
-int issue_twin__rawtp(__u64 *ctx)
-{
-	return begin(request_of(ctx), false, true);
-}
-
-SEC("raw_tp/block_rq_insert")
-int insert__rawtp(__u64 *ctx)
-{
-	return begin(request_of(ctx), false, false);
-}
-
-SEC("raw_tp/block_rq_merge")
-int merge__rawtp(__u64 *ctx)
-{
-	return merged(request_of(ctx));
-}
-
-SEC("raw_tp/block_getrq")
-int getrq__rawtp(__u64 *ctx)
-{
-	return bio_submitted(ctx);
-}
-
-SEC("raw_tp/block_getrq")
-int getrq_twin__rawtp(__u64 *ctx)
-{
-	return bio_submitted(ctx);
-}
+ALL_HOOKS("tp_btf", btf, true)
+ALL_HOOKS("raw_tp", rawtp, false)

@@ -57,7 +57,7 @@ static __always_inline void count(__u32 disk, __u64 sector, __u32 bytes)
 }
 
 /* The request is given to the device. A second time in its life has no effect. */
-static __always_inline int issued(struct request *request, bool typed)
+static __always_inline int issued(struct request *request, bool typed, bool is_twin)
 {
 	__u64 key = (__u64)request;
 	__u64 born = request_read(typed, request, start_time_ns);
@@ -84,8 +84,10 @@ static __always_inline int issued(struct request *request, bool typed)
 	return 0;
 }
 
-static __always_inline int done(struct request *request, __u32 bytes, bool typed)
+static __always_inline int done(__u64 *ctx, bool typed, bool is_twin)
 {
+	struct request *request = (struct request *)ctx[0];
+	__u32 bytes = ctx[2];
 	__u64 key = (__u64)request;
 	struct request_life *life = bpf_map_lookup_elem(&requests, &key);
 	__u32 left = request_read(typed, request, __data_len);
@@ -109,42 +111,10 @@ static __always_inline int merged(struct request *request)
 	return 0;
 }
 
-#define HOOKS(section, way, typed)                                                                 \
-	SEC(section "/block_rq_complete")                                                          \
-	int complete__##way(__u64 *ctx)                                                            \
-	{                                                                                          \
-		return done((struct request *)ctx[0], (__u32)ctx[2], typed);                       \
-	}                                                                                          \
-	SEC(section "/block_rq_complete")                                                          \
-	int complete_twin__##way(__u64 *ctx)                                                       \
-	{                                                                                          \
-		return done((struct request *)ctx[0], (__u32)ctx[2], typed);                       \
-	}                                                                                          \
-	SEC(section "/block_rq_issue")                                                             \
-	int issue__##way(__u64 *ctx)                                                               \
-	{                                                                                          \
-		return issued(request_of(ctx), typed);                                             \
-	}                                                                                          \
-	SEC(section "/block_rq_issue")                                                             \
-	int issue_twin__##way(__u64 *ctx)                                                          \
-	{                                                                                          \
-		return issued(request_of(ctx), typed);                                             \
-	}                                                                                          \
-	SEC(section "/block_getrq")                                                                \
-	int getrq__##way(__u64 *ctx)                                                               \
-	{                                                                                          \
-		return bio_submitted(ctx);                                                         \
-	}                                                                                          \
-	SEC(section "/block_getrq")                                                                \
-	int getrq_twin__##way(__u64 *ctx)                                                          \
-	{                                                                                          \
-		return bio_submitted(ctx);                                                         \
-	}                                                                                          \
-	SEC(section "/block_rq_merge")                                                             \
-	int merge__##way(__u64 *ctx)                                                               \
-	{                                                                                          \
-		return merged(request_of(ctx));                                                    \
-	}
+#define ALL_HOOKS(section, way, typed)                                                             \
+	BLOCK_HOOKS(section, way, typed)                                                           \
+	GETRQ_HOOKS(section, way)                                                                  \
+	MERGE_HOOK(section, way)
 
-HOOKS("tp_btf", btf, true)
-HOOKS("raw_tp", rawtp, false)
+ALL_HOOKS("tp_btf", btf, true)
+ALL_HOOKS("raw_tp", rawtp, false)

@@ -61,30 +61,11 @@ HISTOGRAMS(latencies, struct latency_key);
 EVENT_SLOT(slot_getrq, struct stack_slot);
 EVENT_SLOT(slot_getrq_twin, struct stack_slot);
 
-/*
- * Bios of a request that are looked at. Others may have been merged in front of the one that the
- * request was made for; a request has at most some hundred, limited by its segments.
- */
-#define BIOS 256
-
-/*
- * The queue came first, and the direction last, until e8a676d61c07 "block: simplify and extend
- * the block_bio_merge tracepoint class" (5.11).
- */
-typedef void (*btf_trace_block_getrq___with_queue)(void *, struct request_queue *, struct bio *,
-						   int);
-
 /* The current task has just got a request for a bio. */
-static __always_inline int submitted(__u64 *ctx, void *slots, bool is_twin)
+static __always_inline int submitted(__u64 *ctx, bool is_twin)
 {
-	__u64 bio;
+	__u64 bio = (__u64)bio_of_getrq(ctx);
 
-	if (bpf_core_type_exists(btf_trace_block_getrq___with_queue)) {
-		bio = ctx[1];
-		barrier_var(bio);
-	} else {
-		bio = ctx[0];
-	}
 	if (!filter_current()) {
 		/* Left by an earlier bio at this place, whose request came to nothing. */
 		bpf_map_delete_elem(&origins, &bio);
@@ -92,7 +73,7 @@ static __always_inline int submitted(__u64 *ctx, void *slots, bool is_twin)
 	}
 
 	__u64 id = bpf_get_current_pid_tgid();
-	struct stack_slot *slot = event_slot(slots);
+	struct stack_slot *slot = event_slot(is_twin ? (void *)&slot_getrq_twin : &slot_getrq);
 	struct origin origin = { .start_ns = bpf_ktime_get_ns(), .pid = current_ids() >> 32 };
 
 	if (!slot || !twin_first((__u32)id, is_twin))
@@ -124,7 +105,7 @@ static __always_inline bool take_origin(struct request *request, struct origin *
 }
 
 /* The request is issued. A second time has no effect: its time began when it was asked for. */
-static __always_inline int issued(struct request *request, bool typed)
+static __always_inline int issued(struct request *request, bool typed, bool is_twin)
 {
 	__u64 key = (__u64)request;
 	__u64 born = request_read(typed, request, start_time_ns);
@@ -152,8 +133,10 @@ static __always_inline int issued(struct request *request, bool typed)
 }
 
 /* So many bytes of the request are done. A second time has no effect. */
-static __always_inline int done(struct request *request, __u32 bytes, bool typed)
+static __always_inline int done(__u64 *ctx, bool typed, bool is_twin)
 {
+	struct request *request = (struct request *)ctx[0];
+	__u32 bytes = ctx[2];
 	__u64 key = (__u64)request;
 	struct tracked *tracked = bpf_map_lookup_elem(&requests, &key);
 	__u32 left = request_read(typed, request, __data_len);
@@ -195,91 +178,10 @@ static __always_inline int merged(struct request *request)
 	return 0;
 }
 
-/* ---- way btf ---- */
+#define ALL_HOOKS(section, way, typed)                                                             \
+	BLOCK_HOOKS(section, way, typed)                                                           \
+	MERGE_HOOK(section, way)                                                                   \
+	GETRQ_HOOKS(section, way)
 
-SEC("tp_btf/block_rq_complete")
-int complete__btf(__u64 *ctx)
-{
-	return done((struct request *)ctx[0], (__u32)ctx[2], true);
-}
-
-SEC("tp_btf/block_rq_complete")
-int complete_twin__btf(__u64 *ctx)
-{
-	return done((struct request *)ctx[0], (__u32)ctx[2], true);
-}
-
-SEC("tp_btf/block_rq_issue")
-int issue__btf(__u64 *ctx)
-{
-	return issued(request_of(ctx), true);
-}
-
-SEC("tp_btf/block_rq_issue")
-int issue_twin__btf(__u64 *ctx)
-{
-	return issued(request_of(ctx), true);
-}
-
-/* Since f3bdc62fd82e "blktrace: Provide event for request merging" (5.9). */
-SEC("tp_btf/block_rq_merge")
-int merge__btf(__u64 *ctx)
-{
-	return merged(request_of(ctx));
-}
-
-SEC("tp_btf/block_getrq")
-int getrq__btf(__u64 *ctx)
-{
-	return submitted(ctx, &slot_getrq, false);
-}
-
-SEC("tp_btf/block_getrq")
-int getrq_twin__btf(__u64 *ctx)
-{
-	return submitted(ctx, &slot_getrq_twin, true);
-}
-
-/* ---- way rawtp ---- */
-
-SEC("raw_tp/block_rq_complete")
-int complete__rawtp(__u64 *ctx)
-{
-	return done((struct request *)ctx[0], (__u32)ctx[2], false);
-}
-
-SEC("raw_tp/block_rq_complete")
-int complete_twin__rawtp(__u64 *ctx)
-{
-	return done((struct request *)ctx[0], (__u32)ctx[2], false);
-}
-
-SEC("raw_tp/block_rq_issue")
-int issue__rawtp(__u64 *ctx)
-{
-	return issued(request_of(ctx), false);
-}
-
-SEC("raw_tp/block_rq_issue")
-int issue_twin__rawtp(__u64 *ctx)
-{
-	return issued(request_of(ctx), false);
-}
-
-SEC("raw_tp/block_rq_merge")
-int merge__rawtp(__u64 *ctx)
-{
-	return merged(request_of(ctx));
-}
-
-SEC("raw_tp/block_getrq")
-int getrq__rawtp(__u64 *ctx)
-{
-	return submitted(ctx, &slot_getrq, false);
-}
-
-SEC("raw_tp/block_getrq")
-int getrq_twin__rawtp(__u64 *ctx)
-{
-	return submitted(ctx, &slot_getrq_twin, true);
-}
+ALL_HOOKS("tp_btf", btf, true)
+ALL_HOOKS("raw_tp", rawtp, false)

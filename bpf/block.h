@@ -342,4 +342,52 @@ static __always_inline struct request *flush_next(struct flush_waiters *waiters)
 	return (void *)link - waiters->offset;
 }
 
+/*
+ * The hooks of one way that each tool has. Those without which a request would not be counted have
+ * a twin behind them (twin.h). The tool has done(ctx, typed, is_twin) and issued(request, typed,
+ * is_twin); with block_owner.h or block_track.h come submitted(ctx, is_twin), for the bio of the
+ * current task that gets a request, and merged(request), for one that has become a part of another.
+ */
+#define BLOCK_HOOKS(section, way, typed)                                                           \
+	SEC(section "/block_rq_complete")                                                          \
+	int complete__##way(__u64 *ctx)                                                            \
+	{                                                                                          \
+		return done(ctx, typed, false);                                                    \
+	}                                                                                          \
+	SEC(section "/block_rq_complete")                                                          \
+	int complete_twin__##way(__u64 *ctx)                                                       \
+	{                                                                                          \
+		return done(ctx, typed, true);                                                     \
+	}                                                                                          \
+	SEC(section "/block_rq_issue")                                                             \
+	int issue__##way(__u64 *ctx)                                                               \
+	{                                                                                          \
+		return issued(request_of(ctx), typed, false);                                      \
+	}                                                                                          \
+	SEC(section "/block_rq_issue")                                                             \
+	int issue_twin__##way(__u64 *ctx)                                                          \
+	{                                                                                          \
+		return issued(request_of(ctx), typed, true);                                       \
+	}
+
+#define GETRQ_HOOKS(section, way)                                                                  \
+	SEC(section "/block_getrq")                                                                \
+	int getrq__##way(__u64 *ctx)                                                               \
+	{                                                                                          \
+		return submitted(ctx, false);                                                      \
+	}                                                                                          \
+	SEC(section "/block_getrq")                                                                \
+	int getrq_twin__##way(__u64 *ctx)                                                          \
+	{                                                                                          \
+		return submitted(ctx, true);                                                       \
+	}
+
+/* Since f3bdc62fd82e "blktrace: Provide event for request merging" (5.9). */
+#define MERGE_HOOK(section, way)                                                                   \
+	SEC(section "/block_rq_merge")                                                             \
+	int merge__##way(__u64 *ctx)                                                               \
+	{                                                                                          \
+		return merged(request_of(ctx));                                                    \
+	}
+
 #endif

@@ -25,7 +25,7 @@ struct {
 } owned_bios SEC(".maps");
 
 /* For block_getrq: the current task has just got a request for a bio. */
-static __always_inline int bio_submitted(__u64 *ctx)
+static __always_inline int submitted(__u64 *ctx, bool is_twin)
 {
 	__u64 bio = (__u64)bio_of_getrq(ctx);
 	__u8 one = 1;

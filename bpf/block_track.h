@@ -210,7 +210,7 @@ static __always_inline int request_started(struct request *request, bool typed, 
 }
 
 /* For block_getrq, on kernels without the former: the current task gets a request for a bio. */
-static __always_inline int bio_started(__u64 *ctx, bool is_twin)
+static __always_inline int submitted(__u64 *ctx, bool is_twin)
 {
 	struct bio *bio = bio_of_getrq(ctx);
 	__u64 key = (__u64)bio;
@@ -453,7 +453,7 @@ static __always_inline struct tracked_request *request_done(struct request *requ
 }
 
 /* For block_rq_merge: the request has become a part of another one. */
-static __always_inline int request_merged(struct request *request)
+static __always_inline int merged(struct request *request)
 {
 	__u64 key = (__u64)request;
 	struct tracked_request *entry = bpf_map_lookup_elem(&requests, &key);
@@ -470,28 +470,9 @@ static __always_inline int request_merged(struct request *request)
 	return 0;
 }
 
-/* All hooks of one way; the tool has issued(request, typed) and done(ctx, typed). */
+/* All hooks of one way; the tool has done() and issued(), as for BLOCK_HOOKS. */
 #define TRACK_ALL_HOOKS(section, way, typed)                                                       \
-	SEC(section "/block_rq_complete")                                                          \
-	int complete__##way(__u64 *ctx)                                                            \
-	{                                                                                          \
-		return done(ctx, typed, false);                                                    \
-	}                                                                                          \
-	SEC(section "/block_rq_complete")                                                          \
-	int complete_twin__##way(__u64 *ctx)                                                       \
-	{                                                                                          \
-		return done(ctx, typed, true);                                                     \
-	}                                                                                          \
-	SEC(section "/block_rq_issue")                                                             \
-	int issue__##way(__u64 *ctx)                                                               \
-	{                                                                                          \
-		return issued(request_of(ctx), typed, false);                                      \
-	}                                                                                          \
-	SEC(section "/block_rq_issue")                                                             \
-	int issue_twin__##way(__u64 *ctx)                                                          \
-	{                                                                                          \
-		return issued(request_of(ctx), typed, true);                                       \
-	}                                                                                          \
+	BLOCK_HOOKS(section, way, typed)                                                           \
 	SEC(section "/block_io_start")                                                             \
 	int start__##way(__u64 *ctx)                                                               \
 	{                                                                                          \
@@ -502,16 +483,7 @@ static __always_inline int request_merged(struct request *request)
 	{                                                                                          \
 		return request_started((struct request *)ctx[0], typed, true);                     \
 	}                                                                                          \
-	SEC(section "/block_getrq")                                                                \
-	int getrq__##way(__u64 *ctx)                                                               \
-	{                                                                                          \
-		return bio_started(ctx, false);                                                    \
-	}                                                                                          \
-	SEC(section "/block_getrq")                                                                \
-	int getrq_twin__##way(__u64 *ctx)                                                          \
-	{                                                                                          \
-		return bio_started(ctx, true);                                                     \
-	}                                                                                          \
+	GETRQ_HOOKS(section, way)                                                                  \
 	SEC(section "/block_rq_insert")                                                            \
 	int insert__##way(__u64 *ctx)                                                              \
 	{                                                                                          \
@@ -522,11 +494,6 @@ static __always_inline int request_merged(struct request *request)
 	{                                                                                          \
 		return request_queued(request_of(ctx), typed, true);                               \
 	}                                                                                          \
-	/* Since f3bdc62fd82e "blktrace: Provide event for request merging" (5.9). */              \
-	SEC(section "/block_rq_merge")                                                             \
-	int merge__##way(__u64 *ctx)                                                               \
-	{                                                                                          \
-		return request_merged(request_of(ctx));                                            \
-	}
+	MERGE_HOOK(section, way)
 
 #endif

@@ -306,11 +306,10 @@ static __always_inline bool filter_current_itself(void)
 	return true;
 }
 
-/* Whether the current task passes every filter. */
-static __always_inline bool filter_current(void)
+/* Whether the current task passes the filters on where it is: cgroup, container, mount namespace.
+ */
+static __always_inline bool filter_current_place(void)
 {
-	if (!filter_current_itself())
-		return false;
 	if (filter_containers_on && !filter_container(bpf_get_current_cgroup_id()))
 		return false;
 	if (!filter_cgroup_count && !filter_cgroupmap_on && !filter_mntnsmap_on)
@@ -322,6 +321,12 @@ static __always_inline bool filter_current(void)
 		return false;
 	/* bpf_get_current_ancestor_cgroup_id() would do, but 5.10 has it for networking only. */
 	return !filter_cgroup_count || filter_cgroup_of(task);
+}
+
+/* Whether the current task passes every filter. */
+static __always_inline bool filter_current(void)
+{
+	return filter_current_itself() && filter_current_place();
 }
 
 /*
@@ -343,8 +348,8 @@ static __always_inline bool filter_current_for(struct cgroup *cgroup)
 	return !filter_cgroup_count || filter_cgroup_listed(cgroup);
 }
 
-/* The same for a task that is not the current one. */
-static __always_inline bool filter_task(struct task_struct *task)
+/* Whether a task that is not the current one passes the filters on ids and names. */
+static __always_inline bool filter_task_itself(struct task_struct *task)
 {
 	__u32 pid = task_pid(task);
 
@@ -367,11 +372,28 @@ static __always_inline bool filter_task(struct task_struct *task)
 		if (!filter_comm_words(comm))
 			return false;
 	}
+	return true;
+}
+
+/* The same for a task that is not the current one. */
+static __always_inline bool filter_task(struct task_struct *task)
+{
+	if (!filter_task_itself(task))
+		return false;
 	if (filter_containers_on && !filter_container(task_cgroup_id(task)))
 		return false;
 	if (!filter_pinned(task))
 		return false;
 	return !filter_cgroup_count || filter_cgroup_of(task);
+}
+
+/*
+ * The same for the process of the current task, which bears the ids and the name of its first
+ * thread. Where it is the current task says: the first may have ended, and is nowhere then.
+ */
+static __always_inline bool filter_process(struct task_struct *leader)
+{
+	return filter_task_itself(leader) && filter_current_place();
 }
 
 #endif

@@ -71,18 +71,8 @@ static __always_inline __u32 log2_of(__u64 value)
  * Counts one value: in the slot of `value`, which is in the unit of the slots (microseconds), and
  * with `exact` in the sum.
  */
-static __always_inline void histogram_add(void *histograms, const void *key, __u64 value,
-					  __u64 exact)
+static __always_inline void histogram_count(struct histogram *histogram, __u64 value, __u64 exact)
 {
-	struct histogram *histogram = bpf_map_lookup_elem(histograms, key);
-
-	if (!histogram) {
-		map_insert(histograms, key, &histogram_zero, BPF_NOEXIST);
-		histogram = bpf_map_lookup_elem(histograms, key);
-		if (!histogram)
-			return;
-	}
-
 	__u32 slot = log2_of(value);
 
 	if (slot >= HISTOGRAM_SLOTS)
@@ -94,6 +84,21 @@ static __always_inline void histogram_add(void *histograms, const void *key, __u
 	 */
 	add_atomically(&histogram->slots[slot], 1);
 	add_atomically(&histogram->sum, exact);
+}
+
+/* The same in the histogram of this key. */
+static __always_inline void histogram_add(void *histograms, const void *key, __u64 value,
+					  __u64 exact)
+{
+	struct histogram *histogram = bpf_map_lookup_elem(histograms, key);
+
+	if (!histogram) {
+		map_insert(histograms, key, &histogram_zero, BPF_NOEXIST);
+		histogram = bpf_map_lookup_elem(histograms, key);
+		if (!histogram)
+			return;
+	}
+	histogram_count(histogram, value, exact);
 }
 
 #endif

@@ -51,7 +51,12 @@ static __always_inline void count_rate_limited(void)
 /* bpf_map_update_elem for state that must not vanish silently: a refusal is counted. */
 static __always_inline long map_insert(void *map, const void *key, const void *value, __u64 flags)
 {
-	long err = bpf_map_update_elem(map, key, value, flags);
+	/*
+	 * The kernel's function is called directly and returned an int until d7ba4cc900bf ("bpf:
+	 * return long from bpf_map_ops funcs", 6.4): the upper half of the register is not part of
+	 * it.
+	 */
+	int err = bpf_map_update_elem(map, key, value, flags);
 
 	/* With BPF_NOEXIST an entry that is already there is an answer, not a loss. */
 	if (err && !(flags == BPF_NOEXIST && err == -17 /* EEXIST */))

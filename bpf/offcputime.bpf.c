@@ -9,6 +9,7 @@
  * Ways: btf, rawtp; the same tracepoint. It is never preempted, so it needs no twin.
  */
 #include "filter.h"
+#include "sched.h"
 #include "stack.h"
 
 const volatile bool want_user_threads = false;
@@ -50,36 +51,6 @@ struct {
 } off_times SEC(".maps");
 
 EVENT_SLOT(slot_switch, struct stack_slot);
-
-/* The state of one that has ended: it never comes back. */
-#define TASK_DEAD 0x80
-
-/*
- * The arguments are (preempt, prev, next) before 5.18. fa2c3254d7cf "sched/tracing: Don't re-read
- * p->state when emitting sched_switch event" put the state before prev (5.18), and 9c2136be0878
- * "sched/tracing: Append prev_state to tp args instead" behind next.
- */
-typedef void (*btf_trace_sched_switch___second)(void *, bool, unsigned int, struct task_struct *,
-						struct task_struct *);
-typedef void (*btf_trace_sched_switch___last)(void *, bool, struct task_struct *,
-					      struct task_struct *, unsigned int);
-
-/* long state until 2f064a59a11f "sched: Change task_struct::state" (5.14). */
-struct task_struct___state {
-	volatile long state;
-} __attribute__((preserve_access_index));
-
-static __always_inline __u32 state_of(struct task_struct *task)
-{
-	struct task_struct___state *old = (void *)task;
-
-	if (bpf_core_field_exists(old->state)) {
-		barrier_var(old);
-		return BPF_CORE_READ(old, state);
-	}
-	barrier_var(task);
-	return BPF_CORE_READ(task, __state);
-}
 
 static __always_inline bool thread_wanted(__u32 flags, bool is_idle, __u32 state)
 {
@@ -156,32 +127,11 @@ static __always_inline void come_back(struct task_struct *task, __u64 now)
 
 static __always_inline int switched(__u64 *ctx)
 {
-	__u64 prev;
-	__u64 next;
-	__u32 state;
+	struct sched_switch sw = sched_switch_of(ctx);
 	__u64 now = bpf_ktime_get_boot_ns();
 
-	if (bpf_core_type_exists(btf_trace_sched_switch___second)) {
-		state = ctx[1];
-		prev = ctx[2];
-		next = ctx[3];
-		barrier_var(next);
-	} else if (bpf_core_type_exists(btf_trace_sched_switch___last)) {
-		prev = ctx[1];
-		next = ctx[2];
-		state = ctx[3];
-		barrier_var(next);
-	} else {
-		prev = ctx[1];
-		next = ctx[2];
-		barrier_var(next);
-		state = state_of((struct task_struct *)prev);
-	}
-	/* It could have gone on, whatever it was about to do. */
-	if (ctx[0] & 1)
-		state = 0;
-	leave(ctx, (struct task_struct *)prev, state, now);
-	come_back((struct task_struct *)next, now);
+	leave(ctx, sw.prev, sw.prev_state, now);
+	come_back(sw.next, now);
 	return 0;
 }
 

@@ -22,9 +22,13 @@ enum stack_id {
 	STACK_NONE = 0,
 	/* There is one, and the kernel could not walk it. */
 	STACK_MISSED = 1,
-	/* Smaller ones are not numbers of stacks. */
-	STACK_FIRST = 16,
 };
+
+/*
+ * Set in the number of each stack, and in no time: the first word of a record says whether it is a
+ * stack or an event.
+ */
+#define STACK_MARK (1ULL << 63)
 
 /* How many frames are taken. */
 const volatile __u32 stack_depth = 127;
@@ -65,7 +69,7 @@ static __always_inline __u64 stack_hash(const struct stack_slot *slot, __u32 fra
 		hash = (hash ^ slot->frames[i]) * 0x9e3779b97f4a7c15ULL;
 		hash ^= hash >> 29;
 	}
-	return hash < STACK_FIRST ? hash + STACK_FIRST : hash;
+	return hash | STACK_MARK;
 }
 
 /* The number of the current task's stack; `flags` is 0 or BPF_F_USER_STACK. */

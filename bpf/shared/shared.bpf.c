@@ -7,6 +7,7 @@
 #include "events.h"
 #include "filter.h"
 #include "stack.h"
+#include "thread_times.h"
 
 EXPORT_STRUCT(cgroup_news);
 EXPORT_STRUCT(event_head);
@@ -19,3 +20,4 @@ enum cgroup_what export_cgroup_what;
 enum filter_kind export_filter_kind;
 enum reader_state export_reader_state;
 enum stack_id export_stack_id;
+enum times_by export_times_by;

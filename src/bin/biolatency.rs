@@ -2,11 +2,10 @@
 
 //! biolatency: how long block I/O takes, as histograms.
 
-use std::time::Duration;
-
+use bpfscope::block::OnlyDisk;
 use bpfscope::block::kind_name;
-use bpfscope::cli::seconds;
-use bpfscope::disks::Disk;
+use bpfscope::block_requests;
+use bpfscope::cli::Reports;
 use bpfscope::disks::Disks;
 use bpfscope::escape;
 use bpfscope::filter::filters_tree;
@@ -24,12 +23,8 @@ use bpf::types;
 // Each is a switch of its own on the command line.
 #[allow(clippy::struct_excessive_bools)]
 pub struct Args {
-    /// Seconds between reports; without it, one report at the end
-    #[arg(value_parser = seconds)]
-    interval: Option<Duration>,
-    /// End after this many reports
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-    count: Option<u64>,
+    #[command(flatten)]
+    reports: Reports,
     /// Count in milliseconds instead of microseconds
     #[arg(short, long)]
     milliseconds: bool,
@@ -42,9 +37,8 @@ pub struct Args {
     /// One histogram for each operation and its flags
     #[arg(short = 'F', long)]
     flag: bool,
-    /// Only this disk or partition
-    #[arg(short, long, value_name = "NAME", value_parser = Disk::find)]
-    disk: Option<Disk>,
+    #[command(flatten)]
+    only: OnlyDisk,
     /// Show the average, the total and the count below the histograms
     #[arg(short, long)]
     extension: bool,
@@ -71,27 +65,6 @@ impl Args {
         let sets = if self.flag { FLAG_SETS } else { 1 };
         (disks * sets).min(MOST_HISTOGRAMS)
     }
-}
-
-/// Both ways have the same programs under their own names.
-macro_rules! way {
-    ($args:ident, $way:literal) => {{
-        let mut way = Way::new($way, &[concat!("complete__", $way)])
-            .twin(concat!("complete__", $way), concat!("complete_twin__", $way))
-            .with(true, &[concat!("issue__", $way)])
-            .twin(concat!("issue__", $way), concat!("issue_twin__", $way))
-            .with($args.queued, &[concat!("insert__", $way)]);
-        if $args.by_owner {
-            way = way
-                .with(true, &[concat!("getrq__", $way)])
-                .twin(concat!("getrq__", $way), concat!("getrq_twin__", $way));
-        }
-        if $args.queued || $args.by_owner {
-            // What is remembered before the issue must be forgotten when it comes to nothing.
-            way = way.optional(&[concat!("merge__", $way)]);
-        }
-        way
-    }};
 }
 
 impl Tool for Args {
@@ -144,7 +117,10 @@ them passes the filter. It has no place on the disk, so -d with a partition leav
     const LETTERS: &'static [(&'static str, char)] = &[("cgroup", 'c'), ("timestamp", 'T')];
 
     fn ways(&self) -> Vec<Way> {
-        vec![way!(self, "btf"), way!(self, "rawtp")]
+        vec![
+            block_requests!("btf", queued: self.queued, owner: self.by_owner),
+            block_requests!("rawtp", queued: self.queued, owner: self.by_owner),
+        ]
     }
 
     fn check(&mut self, common: &mut Common) -> Result<()> {
@@ -164,18 +140,13 @@ them passes the filter. It has no place on the disk, so -d with a partition leav
     }
 
     fn configure(&self, open: &mut bpf::OpenSkel<'_>, _way: &Way) -> Result<()> {
+        self.only.configure(open)?;
         let settings = open.maps.rodata_data.as_deref_mut().context("no .rodata")?;
         settings.want_queued = self.queued;
         settings.want_by_disk = self.by_disk;
         settings.want_by_flags = self.flag;
         settings.want_owner = self.by_owner;
         settings.ns_per_slot_unit = self.unit().scale;
-        if let Some(disk) = &self.disk {
-            settings.want_disk = true;
-            settings.want_disk_number = disk.number;
-            (settings.want_first_sector, settings.want_end_sector) =
-                disk.sectors.unwrap_or_default();
-        }
         open.maps.owned_bios.set_autocreate(self.by_owner)?;
         open.maps.latencies.set_max_entries(u32::try_from(self.histograms())?)?;
         Ok(())
@@ -214,19 +185,13 @@ them passes the filter. It has no place on the disk, so -d with a partition leav
                 all.add(&latency.slots, latency.sum);
             }
             if self.extension && all.count() > 0 {
-                let total = all.sum / unit.scale;
-                out.line(&format!(
-                    "\navg = {} {unit}, total: {total} {unit}, count: {}\n",
-                    total / all.count(),
-                    all.count(),
-                    unit = unit.label,
-                ));
+                out.line(&all.summary(unit));
             }
             out.report_done(since);
             since = out.clock.now();
             Ok(())
         };
-        session.every(Every { interval: self.interval, count: self.count, act: &mut report })
+        session.every(self.reports.every(&mut report))
     }
 }
 

@@ -3,10 +3,10 @@
 //! biopattern: is disk I/O random or sequential?
 
 use std::collections::HashMap;
-use std::time::Duration;
 
-use bpfscope::cli::seconds;
-use bpfscope::disks::Disk;
+use bpfscope::block::OnlyDisk;
+use bpfscope::block_requests;
+use bpfscope::cli::Reports;
 use bpfscope::disks::Disks;
 use bpfscope::filter::filters_tree;
 use bpfscope::maps;
@@ -18,15 +18,10 @@ use bpf::types;
 /// Show how much of each disk's I/O is random and how much sequential
 #[derive(clap::Args)]
 pub struct Args {
-    /// Seconds between reports; without it, one report at the end
-    #[arg(value_parser = seconds)]
-    interval: Option<Duration>,
-    /// End after this many reports
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-    count: Option<u64>,
-    /// Only this disk or partition
-    #[arg(short, long, value_name = "NAME", value_parser = Disk::find)]
-    disk: Option<Disk>,
+    #[command(flatten)]
+    reports: Reports,
+    #[command(flatten)]
+    only: OnlyDisk,
     /// Whether requests are told apart by who submitted them.
     #[arg(skip)]
     by_owner: bool,
@@ -57,23 +52,6 @@ impl Count {
         let random = (self.random * 100 + all / 2).checked_div(all)?;
         Some((random, 100 - random))
     }
-}
-
-/// Both ways have the same programs under their own names.
-macro_rules! way {
-    ($args:ident, $way:literal) => {{
-        let way = Way::new($way, &[concat!("complete__", $way)])
-            .twin(concat!("complete__", $way), concat!("complete_twin__", $way))
-            .with(true, &[concat!("issue__", $way)])
-            .twin(concat!("issue__", $way), concat!("issue_twin__", $way));
-        if $args.by_owner {
-            way.with(true, &[concat!("getrq__", $way)])
-                .twin(concat!("getrq__", $way), concat!("getrq_twin__", $way))
-                .optional(&[concat!("merge__", $way)])
-        } else {
-            way
-        }
-    }};
 }
 
 impl Tool for Args {
@@ -121,7 +99,10 @@ map_full. With a filter on the task, requests without a submitter are left out."
         &[("cgroup", 'c'), ("pid", 'p'), ("timestamp", 'T')];
 
     fn ways(&self) -> Vec<Way> {
-        vec![way!(self, "btf"), way!(self, "rawtp")]
+        vec![
+            block_requests!("btf", queued: false, owner: self.by_owner),
+            block_requests!("rawtp", queued: false, owner: self.by_owner),
+        ]
     }
 
     fn check(&mut self, common: &mut Common) -> Result<()> {
@@ -151,14 +132,9 @@ map_full. With a filter on the task, requests without a submitter are left out."
     }
 
     fn configure(&self, open: &mut bpf::OpenSkel<'_>, _way: &Way) -> Result<()> {
+        self.only.configure(open)?;
         let settings = open.maps.rodata_data.as_deref_mut().context("no .rodata")?;
         settings.want_owner = self.by_owner;
-        if let Some(disk) = &self.disk {
-            settings.want_disk = true;
-            settings.want_disk_number = disk.number;
-            (settings.want_first_sector, settings.want_end_sector) =
-                disk.sectors.unwrap_or_default();
-        }
         open.maps.owned_bios.set_autocreate(self.by_owner)?;
         Ok(())
     }
@@ -203,7 +179,7 @@ map_full. With a filter on the task, requests without a submitter are left out."
             since = out.clock.now();
             Ok(())
         };
-        session.every(Every { interval: self.interval, count: self.count, act: &mut report })
+        session.every(self.reports.every(&mut report))
     }
 }
 

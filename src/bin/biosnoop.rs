@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bpfscope::block;
+use bpfscope::block::OnlyDisk;
 use bpfscope::cli::seconds;
-use bpfscope::disks::Disk;
 use bpfscope::disks::Disks;
 use bpfscope::filter::filters_tree;
 use bpfscope::prelude::*;
@@ -25,9 +25,8 @@ pub struct Args {
     /// Show the time in the queue of the operating system
     #[arg(short = 'Q', long)]
     queued: bool,
-    /// Only this disk or partition
-    #[arg(short, long, value_name = "NAME", value_parser = Disk::find)]
-    disk: Option<Disk>,
+    #[command(flatten)]
+    only: OnlyDisk,
     /// Only I/O that took at least this many milliseconds in the device
     #[arg(short, long, value_name = "MS", value_parser = millis)]
     min: Option<u64>,
@@ -161,17 +160,12 @@ Before 5.12 reads and writes of io_uring that a worker thread submits are the th
     }
 
     fn configure(&self, open: &mut bpf::OpenSkel<'_>, way: &Way) -> Result<()> {
+        self.only.configure(open)?;
         let settings = open.maps.rodata_data.as_deref_mut().context("no .rodata")?;
         settings.want_queued = self.queued;
         settings.want_pattern = self.pattern;
         settings.want_owner = self.by_owner;
         settings.want_min_ns = self.min.unwrap_or(0);
-        if let Some(disk) = &self.disk {
-            settings.want_disk = true;
-            settings.want_disk_number = disk.number;
-            (settings.want_first_sector, settings.want_end_sector) =
-                disk.sectors.unwrap_or_default();
-        }
         open.maps.disk_ends.set_autocreate(self.pattern)?;
         open.maps.submitted_bios.set_autocreate(block::by_bio(way))?;
         Ok(())

@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bpfscope::block::OnlyDisk;
+use bpfscope::block_requests;
 use bpfscope::cli::seconds;
-use bpfscope::disks::Disk;
 use bpfscope::disks::Disks;
 use bpfscope::escape;
 use bpfscope::histogram;
@@ -37,9 +38,8 @@ pub struct Args {
     /// Seconds between reports; without it, one report at the end
     #[arg(short, long, value_name = "SECONDS", value_parser = seconds)]
     interval: Option<Duration>,
-    /// Only this disk or partition
-    #[arg(short, long, value_name = "NAME", value_parser = Disk::find)]
-    disk: Option<Disk>,
+    #[command(flatten)]
+    only: OnlyDisk,
     /// Count in milliseconds instead of microseconds
     #[arg(short, long)]
     milliseconds: bool,
@@ -63,18 +63,6 @@ impl Args {
     fn unit(&self) -> Unit {
         if self.milliseconds { histogram::MSECS } else { histogram::USECS }
     }
-}
-
-macro_rules! way {
-    ($way:literal) => {
-        Way::new($way, &[concat!("complete__", $way)])
-            .twin(concat!("complete__", $way), concat!("complete_twin__", $way))
-            .with(true, &[concat!("issue__", $way)])
-            .twin(concat!("issue__", $way), concat!("issue_twin__", $way))
-            .with(true, &[concat!("getrq__", $way)])
-            .twin(concat!("getrq__", $way), concat!("getrq_twin__", $way))
-            .optional(&[concat!("merge__", $way)])
-    };
 }
 
 impl Tool for Args {
@@ -113,7 +101,10 @@ Functions of the kernel lack names where kernel.kptr_restrict hides them.",
         &[("cgroup", 'c'), ("pid", 'p'), ("timestamp", 'T')];
 
     fn ways(&self) -> Vec<Way> {
-        vec![way!("btf"), way!("rawtp")]
+        vec![
+            block_requests!("btf", queued: false, owner: true),
+            block_requests!("rawtp", queued: false, owner: true),
+        ]
     }
 
     fn check(&mut self, common: &mut Common) -> Result<()> {
@@ -135,15 +126,10 @@ Functions of the kernel lack names where kernel.kptr_restrict hides them.",
     }
 
     fn configure(&self, open: &mut bpf::OpenSkel<'_>, _way: &Way) -> Result<()> {
+        self.only.configure(open)?;
         self.storage.configure(open.open_object_mut())?;
         let settings = open.maps.rodata_data.as_deref_mut().context("no .rodata")?;
         settings.ns_per_slot_unit = self.unit().scale;
-        if let Some(disk) = &self.disk {
-            settings.want_disk = true;
-            settings.want_disk_number = disk.number;
-            (settings.want_first_sector, settings.want_end_sector) =
-                disk.sectors.unwrap_or_default();
-        }
         let one = open.maps.latencies.value_size() as usize * libbpf_rs::num_possible_cpus()?;
         let histograms = (HISTOGRAM_BYTES / one.max(1)).clamp(LEAST_HISTOGRAMS, MOST_HISTOGRAMS);
         open.maps.latencies.set_max_entries(u32::try_from(histograms)?)?;

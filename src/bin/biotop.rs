@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bpfscope::block;
+use bpfscope::block::OnlyDisk;
 use bpfscope::cli::seconds;
-use bpfscope::disks::Disk;
 use bpfscope::disks::Disks;
 use bpfscope::filter::filters_tree;
 use bpfscope::maps;
@@ -28,9 +28,8 @@ pub struct Args {
     /// End after this many reports
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Only this disk or partition
-    #[arg(short, long, value_name = "NAME", value_parser = Disk::find)]
-    disk: Option<Disk>,
+    #[command(flatten)]
+    only: OnlyDisk,
     /// Whether requests are told apart by who submitted them.
     #[arg(skip)]
     by_owner: bool,
@@ -70,7 +69,8 @@ impl Tool for Args {
         description: "\
 Shows for each interval which processes did how much block I/O on which disk: the number of \
 requests, their size, and the average time that they took in the device. D is R for reads, W for \
-writes, O for others (flushes, discards and so on). --fields +max_lat_ns adds the longest time.
+writes, O for others (flushes, discards and so on). --fields +max_lat_ns adds the longest time, \
++container the container.
 
 The process is the one that submitted the I/O, not the one that happened to run when it was issued \
 or completed; filters (--pid, --comm, --cgroup and the others) mean that process too. Each request \
@@ -143,6 +143,11 @@ no known submitter: PID 0, COMM ?, and filters on the task leave them out. An in
                 "Id of its cgroup (v2 hierarchy), for what is written back that of the file's \
                  writer where the kernel knows it; null when it is not known.",
             )
+            .field(
+                "container",
+                Type::String,
+                "The container that the cgroup is of, as events name it; null outside of one.",
+            )
             .field("direction", Type::String, "R for reads, W for writes, O for others.")
             .field("major", Type::Uint, "Major number of the whole disk.")
             .field("minor", Type::Uint, "Minor number of the whole disk.")
@@ -166,20 +171,16 @@ no known submitter: PID 0, COMM ?, and filters on the task leave them out. An in
                 column("requests", "I/O", 5).right(),
                 column("size_bytes", "Kbytes", 7).right().format(Format::Kib),
                 column("max_lat_ns", "MAXms", 6).right().format(Format::Millis(2)).when(false),
+                column("container", "CONTAINER", 16).null("-").when(false),
                 column("avg_lat_ns", "AVGms", 6).right().format(Format::Millis(2)),
             ]);
         Records::new([kind])
     }
 
     fn configure(&self, open: &mut bpf::OpenSkel<'_>, way: &Way) -> Result<()> {
+        self.only.configure(open)?;
         let settings = open.maps.rodata_data.as_deref_mut().context("no .rodata")?;
         settings.want_owner = self.by_owner;
-        if let Some(disk) = &self.disk {
-            settings.want_disk = true;
-            settings.want_disk_number = disk.number;
-            (settings.want_first_sector, settings.want_end_sector) =
-                disk.sectors.unwrap_or_default();
-        }
         open.maps.submitted_bios.set_autocreate(block::by_bio(way))?;
         Ok(())
     }
@@ -212,12 +213,16 @@ no known submitter: PID 0, COMM ?, and filters on the task leave them out. An in
             for (key, sum) in rows {
                 let known = |value| if key.pid == 0 { Value::Null } else { value };
                 let comm = key.comm.split(|c| *c == 0).next().unwrap_or_default();
+                let container = out.container(key.cgroup_id);
                 out.row(
                     0,
                     &[
                         known(Value::Uint(key.pid.into())),
                         known(Value::Bytes(comm)),
                         known(Value::Id(key.cgroup_id)),
+                        known(
+                            container.as_ref().map_or(Value::Null, |c| Value::Bytes(c.as_bytes())),
+                        ),
                         Value::Str(direction(key.direction)),
                         Value::Uint((key.disk >> 20).into()),
                         Value::Uint((key.disk & 0xf_ffff).into()),

@@ -2,12 +2,10 @@
 
 //! bitesize: how large block I/O is, as a histogram for each command name.
 
-use std::time::Duration;
-
 use bpfscope::block;
+use bpfscope::block::OnlyDisk;
 use bpfscope::cli::Comm;
-use bpfscope::cli::seconds;
-use bpfscope::disks::Disk;
+use bpfscope::cli::Reports;
 use bpfscope::escape;
 use bpfscope::filter::filters_tree;
 use bpfscope::histogram;
@@ -22,18 +20,13 @@ use bpf::types;
 /// Show the sizes of block I/O by process name as histograms
 #[derive(clap::Args)]
 pub struct Args {
-    /// Seconds between reports; without it, one report at the end
-    #[arg(value_parser = seconds)]
-    interval: Option<Duration>,
-    /// End after this many reports
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-    count: Option<u64>,
+    #[command(flatten)]
+    reports: Reports,
     /// Only command names that begin with this
     #[arg(short, long, value_name = "COMM", value_parser = beginning)]
     comm: Option<Comm>,
-    /// Only this disk or partition
-    #[arg(short, long, value_name = "NAME", value_parser = Disk::find)]
-    disk: Option<Disk>,
+    #[command(flatten)]
+    only: OnlyDisk,
     /// Count in bytes instead of Kbytes
     #[arg(short, long)]
     bytes: bool,
@@ -120,15 +113,10 @@ multipath device makes of others. Up to 4,096 names are told apart; more are cou
     }
 
     fn configure(&self, open: &mut bpf::OpenSkel<'_>, way: &Way) -> Result<()> {
+        self.only.configure(open)?;
         let settings = open.maps.rodata_data.as_deref_mut().context("no .rodata")?;
         settings.want_owner = self.by_owner;
         settings.bytes_per_slot_unit = self.unit().scale;
-        if let Some(disk) = &self.disk {
-            settings.want_disk = true;
-            settings.want_disk_number = disk.number;
-            (settings.want_first_sector, settings.want_end_sector) =
-                disk.sectors.unwrap_or_default();
-        }
         open.maps.submitted_bios.set_autocreate(block::by_bio(way))?;
         Ok(())
     }
@@ -160,7 +148,7 @@ multipath device makes of others. Up to 4,096 names are told apart; more are cou
             since = out.clock.now();
             Ok(())
         };
-        session.every(Every { interval: self.interval, count: self.count, act: &mut report })
+        session.every(self.reports.every(&mut report))
     }
 }
 

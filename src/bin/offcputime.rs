@@ -21,6 +21,7 @@ use bpfscope::stacks::Shape;
 use bpfscope::stacks::Stacks;
 use bpfscope::stacks::Style;
 use bpfscope::stacks::Taken;
+use bpfscope::threads;
 use libbpf_rs::skel::OpenSkel as _;
 use nix::time::ClockId;
 
@@ -182,22 +183,30 @@ were seen to map while they lived.",
     }
 
     fn records(&self) -> Records {
-        let kind = Kind::row("stack")
-            .field("pid", Type::Uint, "Process id; 0 = an idle thread.")
-            .field("tid", Type::Uint, "Thread id.")
-            .field("comm", Type::String, "Command name of the thread.")
-            .field("off_ns", Type::Uint, "How long it was off the CPU with this stack, all times together.")
-            .field("times", Type::Uint, "How often.")
-            .field("pending", Type::Bool, "Whether it was still off the CPU at the end; only with --pending.")
-            .field("kernel_stack", Type::Stack, "The kernel's part; null when it was not asked for or could not be kept.")
-            .field("user_stack", Type::Stack, "The program's part; empty for kernel threads, null when it was not asked for or could not be kept.")
-            .columns([
-                column("pid", "PID", 6),
-                column("tid", "TID", 6),
-                column("comm", "COMM", 16),
-                column("off_ns", "OFF(ms)", 12).right().format(Format::Millis(3)),
-                column("times", "TIMES", 8).right(),
-            ]);
+        let kind = stacks::with_fields(
+            Kind::row("stack")
+                .field("pid", Type::Uint, "Process id; 0 = an idle thread.")
+                .field("tid", Type::Uint, "Thread id.")
+                .field("comm", Type::String, "Command name of the thread.")
+                .field(
+                    "off_ns",
+                    Type::Uint,
+                    "How long it was off the CPU with this stack, all times together.",
+                )
+                .field("times", Type::Uint, "How often.")
+                .field(
+                    "pending",
+                    Type::Bool,
+                    "Whether it was still off the CPU at the end; only with --pending.",
+                ),
+        )
+        .columns([
+            column("pid", "PID", 6),
+            column("tid", "TID", 6),
+            column("comm", "COMM", 16),
+            column("off_ns", "OFF(ms)", 12).right().format(Format::Millis(3)),
+            column("times", "TIMES", 8).right(),
+        ]);
         let records = Records::new([kind]);
         if self.shape.folded {
             return records;
@@ -220,7 +229,7 @@ were seen to map while they lived.",
         settings.want_states = self.state.unwrap_or(0);
         settings.want_min_ns = self.min_block_time * 1000;
         settings.want_max_ns = self.max_ns();
-        open.maps.threads.set_max_entries(room_for_threads())?;
+        open.maps.threads.set_max_entries(threads::room())?;
         Ok(())
     }
 
@@ -273,13 +282,6 @@ were seen to map while they lived.",
             Every { interval: None, count: None, act: &mut report },
         )
     }
-}
-
-/// Twice as many as there are now, which the kernel says: `running/all`.
-fn room_for_threads() -> u32 {
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let all = load.split(' ').nth(3).and_then(|word| word.split_once('/')?.1.parse::<u32>().ok());
-    all.unwrap_or(0).saturating_mul(2).clamp(32_768, 1 << 22)
 }
 
 fn sums(off_times: &dyn libbpf_rs::MapCore) -> Result<Vec<(StackKey, Off)>> {

@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 
+use bpfscope::path::of_names;
 use bpfscope::prelude::*;
 use bpfscope::symbols::Symbols;
 use bpfscope::value::Flag;
@@ -263,13 +264,9 @@ fn join(path: &[u8], base: &[u8], base_cut: u8) -> Vec<u8> {
     if path.starts_with(b"/") {
         return path.to_vec();
     }
-    let mut names: Vec<&[u8]> = base.split(|b| *b == 0).filter(|name| !name.is_empty()).collect();
-    names.reverse();
-    let mut full = if base_cut == 0 { Vec::new() } else { b"/...".to_vec() };
-    for name in names.into_iter().chain(std::iter::once(path)) {
-        full.push(b'/');
-        full.extend_from_slice(name);
-    }
+    let mut full = of_names(base, base_cut != 0);
+    full.push(b'/');
+    full.extend_from_slice(path);
     full
 }
 

@@ -279,20 +279,20 @@ from user space are left out by the kernel, uncounted.",
     }
 
     fn records(&self) -> Records {
-        let kind = Kind::row("stack")
-            .field("pid", Type::Uint, "Process id; 0 = an idle CPU.")
-            .field("comm", Type::String, "Command name of the thread.")
-            .field("samples", Type::Uint, "How often this stack was seen.")
-            .field("kernel_stack", Type::Stack, "The kernel's part; empty when the program itself ran, null when it was not asked for or could not be kept.")
-            .field("user_stack", Type::Stack, "The program's part; empty for kernel threads, null when it was not asked for or could not be kept.")
-            .field("event", Type::String, "What the moments are taken from: cycles or cpu-clock.")
-            .columns([
-                column("pid", "PID", 6),
-                column("comm", "COMM", 16),
-                column("samples", "SAMPLES", 8).right(),
-                column("kernel_stack", "KERNEL", 0).when(false),
-                column("user_stack", "USER", 0).when(false),
-            ]);
+        let kind = stacks::with_fields(
+            Kind::row("stack")
+                .field("pid", Type::Uint, "Process id; 0 = an idle CPU.")
+                .field("comm", Type::String, "Command name of the thread.")
+                .field("samples", Type::Uint, "How often this stack was seen."),
+        )
+        .field("event", Type::String, "What the moments are taken from: cycles or cpu-clock.")
+        .columns([
+            column("pid", "PID", 6),
+            column("comm", "COMM", 16),
+            column("samples", "SAMPLES", 8).right(),
+            column("kernel_stack", "KERNEL", 0).when(false),
+            column("user_stack", "USER", 0).when(false),
+        ]);
         let records = Records::new([kind]);
         if self.shape.folded { records } else { records.banner(self.banner()) }
     }

@@ -24,6 +24,12 @@ pub trait Aside {
 
     /// The tool comes to its end: nothing that happens after this counts.
     fn stop(&mut self);
+
+    /// How many hits of what it has attached the kernel skipped, as far as is known; also asked
+    /// after [`Aside::stop`].
+    fn missed(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// The names of addresses, shared by the loop, which lets them note what processes map, and the

@@ -3,12 +3,43 @@
 //! What block requests ask for, by the numbers of `bpf/block.h`, and how to follow them from their
 //! submission to their end (`bpf/block_track.h`).
 
+use anyhow::Result;
+use libbpf_rs::skel::OpenSkel;
 use nix::libc;
 
+use crate::disks::Disk;
+use crate::globals::set_constant;
 use crate::shared::BlockFlag;
 use crate::shared::BlockOp;
 use crate::tool::Way;
 use crate::value::Flag;
+
+// A doc comment on a struct that is flattened would become the tool's own description.
+#[allow(missing_docs)]
+#[derive(clap::Args, Clone, Debug)]
+pub struct OnlyDisk {
+    /// Only this disk or partition
+    #[arg(short, long, value_name = "NAME", value_parser = Disk::find)]
+    pub disk: Option<Disk>,
+}
+
+impl OnlyDisk {
+    /// Tells the kernel side (`bpf/block.h`); before the load.
+    ///
+    /// # Errors
+    /// Fails when the object is not made with it.
+    pub fn configure<'o>(&self, open: &mut impl OpenSkel<'o>) -> Result<()> {
+        let Some(disk) = &self.disk else { return Ok(()) };
+        let open = open.open_object_mut();
+        let (first, end) = disk.sectors.unwrap_or_default();
+        let known = set_constant(open, "want_disk", &[1])?
+            && set_constant(open, "want_disk_number", &disk.number.to_ne_bytes())?
+            && set_constant(open, "want_first_sector", &first.to_ne_bytes())?
+            && set_constant(open, "want_end_sector", &end.to_ne_bytes())?;
+        anyhow::ensure!(known, "the object follows no requests");
+        Ok(())
+    }
+}
 
 /// `BLOCK_OP_SHIFT` of `bpf/block.h`.
 const OP_SHIFT: u32 = 24;
@@ -154,6 +185,31 @@ macro_rules! tracked_requests {
                 (concat!("start__", $way), concat!("start_twin__", $way)),
                 (concat!("getrq__", $way), concat!("getrq_twin__", $way)),
             ])
+    }};
+}
+
+/// The way of this name that knows requests by the bios that they are made for
+/// (`bpf/block_owner.h`, or a tool's own of that kind). With `queued`, also when they enter the
+/// queue; with `owner`, also who submits them.
+#[macro_export]
+macro_rules! block_requests {
+    ($way:literal, queued: $queued:expr, owner: $owner:expr) => {{
+        let (queued, owner): (bool, bool) = ($queued, $owner);
+        let mut way = $crate::tool::Way::new($way, &[concat!("complete__", $way)])
+            .twin(concat!("complete__", $way), concat!("complete_twin__", $way))
+            .with(true, &[concat!("issue__", $way)])
+            .twin(concat!("issue__", $way), concat!("issue_twin__", $way))
+            .with(queued, &[concat!("insert__", $way)]);
+        if owner {
+            way = way
+                .with(true, &[concat!("getrq__", $way)])
+                .twin(concat!("getrq__", $way), concat!("getrq_twin__", $way));
+        }
+        if queued || owner {
+            // What is remembered before the issue must be forgotten when it comes to nothing.
+            way = way.optional(&[concat!("merge__", $way)]);
+        }
+        way
     }};
 }
 

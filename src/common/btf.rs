@@ -13,6 +13,8 @@ use std::path::Path;
 
 use memchr::memmem;
 
+/// Where the kernel shows BTF: its own, and that of each module by its name.
+pub const DIRECTORY: &str = "/sys/kernel/btf";
 /// Where the kernel shows its own BTF.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -198,16 +200,20 @@ impl KernelBtf {
         self.named(&[offset]).any(|(_, entry)| entry.kind == kind::VAR)
     }
 
-    /// Which of these names are functions or tracepoints of a module with this BTF. Its names
-    /// continue those of the kernel proper, which `self` is.
-    pub fn find_in_module(&self, module: &KernelBtf, names: &HashSet<&str>) -> Vec<String> {
+    /// The name of a type of a module, whose names continue those of the kernel proper, which
+    /// `self` is.
+    fn name_in_module<'a>(&'a self, module: &'a KernelBtf, entry: &Entry<'_>) -> &'a [u8] {
         let length = u32::try_from(self.strings.1 - self.strings.0).unwrap_or(u32::MAX);
+        match entry.name.checked_sub(length) {
+            Some(offset) => module.string(offset),
+            None => self.string(entry.name),
+        }
+    }
+
+    /// Which of these names are functions or tracepoints of a module with this BTF.
+    pub fn find_in_module(&self, module: &KernelBtf, names: &HashSet<&str>) -> Vec<String> {
         let name = |entry: &Entry<'_>| {
-            let text = match entry.name.checked_sub(length) {
-                Some(offset) => module.string(offset),
-                None => self.string(entry.name),
-            };
-            let text = std::str::from_utf8(text).ok()?;
+            let text = std::str::from_utf8(self.name_in_module(module, entry)).ok()?;
             match entry.kind {
                 kind::FUNC => Some(text.to_string()),
                 kind::TYPEDEF => text.strip_prefix("btf_trace_").map(String::from),
@@ -219,6 +225,21 @@ impl KernelBtf {
             .filter_map(|entry| name(&entry))
             .filter(|name| names.contains(name.as_str()))
             .collect()
+    }
+
+    /// The type id of a function of a module with this BTF, whose ids continue those of the kernel
+    /// proper.
+    pub fn function_in_module(&self, module: &KernelBtf, name: &str) -> Option<u32> {
+        let is_it = |entry: &Entry<'_>| {
+            entry.kind == kind::FUNC && self.name_in_module(module, entry) == name.as_bytes()
+        };
+        let place = module.types().position(|entry| is_it(&entry))?;
+        u32::try_from(self.places.len() + place + 1).ok()
+    }
+
+    /// Whether the kernel proper has a function of this name.
+    pub fn describes_function(&self, name: &str) -> bool {
+        !self.find(&[name], &[]).functions.is_empty()
     }
 
     /// Whether a struct of this name exists, and if so whether it has this member, itself or in a
@@ -323,6 +344,10 @@ mod tests {
         let module = KernelBtf::parse(out).expect("BTF");
         let wanted = HashSet::from(["of_module", "probe_me", "x", "other"]);
         assert_eq!(kernel.find_in_module(&module, &wanted), ["of_module", "probe_me"]);
+        // The kernel proper has five types.
+        assert_eq!(kernel.function_in_module(&module, "of_module"), Some(6));
+        assert_eq!(kernel.function_in_module(&module, "probe_me"), Some(7));
+        assert_eq!(kernel.function_in_module(&module, "x"), None);
     }
 
     #[test]

@@ -13,6 +13,9 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 use std::ffi::c_int;
 use std::ffi::c_long;
+use std::os::fd::AsRawFd as _;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::Once;
 
@@ -27,14 +30,22 @@ const HANDLERS: [(&CStr, libbpf_sys::bpf_attach_type); 3] = [
     (c"tp_btf/", libbpf_sys::BPF_TRACE_RAW_TP),
 ];
 
-/// The ids that were found, by section (`fexit/do_sys_openat2`).
-static IDS: Mutex<Option<HashMap<String, u32>>> = Mutex::new(None);
+/// What a program attaches to.
+pub struct Place {
+    /// Its type's id.
+    pub id: u32,
+    /// The BTF of the module that has it; of the kernel itself otherwise.
+    pub module: Option<Arc<OwnedFd>>,
+}
 
-/// Remembers what programs of these sections attach to, as type ids of the running kernel.
+/// The places that were found, by program.
+static PLACES: Mutex<Option<HashMap<String, Place>>> = Mutex::new(None);
+
+/// Remembers what these programs attach to, in the running kernel.
 ///
 /// # Errors
 /// Fails when libbpf takes no handlers.
-pub fn know(ids: HashMap<String, u32>) -> Result<()> {
+pub fn know(places: HashMap<String, Place>) -> Result<()> {
     static FIRST: Once = Once::new();
     let mut refused = 0;
     FIRST.call_once(|| {
@@ -57,8 +68,9 @@ pub fn know(ids: HashMap<String, u32>) -> Result<()> {
         }
     });
     ensure!(refused >= 0, "libbpf takes no handlers for sections: {refused}");
-    if let Ok(mut known) = IDS.lock() {
-        known.get_or_insert_default().extend(ids);
+    // Those of a tool that was tried before are not this one's.
+    if let Ok(mut known) = PLACES.lock() {
+        *known = Some(places);
     }
     Ok(())
 }
@@ -69,17 +81,21 @@ extern "C" fn prepare(
     options: *mut libbpf_sys::bpf_prog_load_opts,
     _cookie: c_long,
 ) -> c_int {
-    // SAFETY: libbpf passes a program that lives, whose section name lives as long; and options
-    // that are its own for the time of this call.
-    let (section, options) =
-        unsafe { (CStr::from_ptr(libbpf_sys::bpf_program__section_name(program)), &mut *options) };
+    // SAFETY: libbpf passes a program that lives, whose name lives as long; and options that are
+    // its own for the time of this call.
+    let (name, options) =
+        unsafe { (CStr::from_ptr(libbpf_sys::bpf_program__name(program)), &mut *options) };
     // A target that was set at run time comes with its id.
     if options.attach_btf_id == 0 {
-        let section = section.to_string_lossy();
-        let known = IDS.lock().ok();
-        let id = known.as_ref().and_then(|ids| ids.as_ref()?.get(&*section).copied());
-        let Some(id) = id else { return -ENOENT };
-        options.attach_btf_id = id;
+        let name = name.to_string_lossy();
+        let known = PLACES.lock().ok();
+        let Some(place) = known.as_ref().and_then(|places| places.as_ref()?.get(&*name)) else {
+            return -ENOENT;
+        };
+        options.attach_btf_id = place.id;
+        if let Some(module) = &place.module {
+            options.attach_btf_obj_fd = module.as_raw_fd().cast_unsigned();
+        }
     }
     // SAFETY: a program that lives and is not loaded yet.
     unsafe { libbpf_sys::bpf_program__set_type(program, libbpf_sys::BPF_PROG_TYPE_TRACING) }

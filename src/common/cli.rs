@@ -27,7 +27,9 @@ use crate::error::usage;
 use crate::output::Choice;
 use crate::output::Color;
 use crate::output::Form;
+use crate::output::Output;
 use crate::output::Selection;
+use crate::session::Every;
 use crate::table::Table;
 use crate::table::TableChoice;
 use crate::time::TimeFormat;
@@ -181,6 +183,25 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+// A doc comment on a struct that is flattened would become the tool's own description.
+#[allow(missing_docs)]
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Reports {
+    /// Seconds between reports; without it, one report at the end
+    #[arg(value_parser = seconds)]
+    pub interval: Option<Duration>,
+    /// End after this many reports
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+impl Reports {
+    /// What to do so often.
+    pub fn every<'a>(&self, act: &'a mut dyn FnMut(&mut Output) -> Result<()>) -> Every<'a> {
+        Every { interval: self.interval, count: self.count, act }
+    }
+}
+
 /// Parses a size: `4096`, `64k`, `16M`, `1G` (powers of 1024).
 ///
 /// # Errors
@@ -228,6 +249,11 @@ const OUTPUT: &str = "Output";
 const FILTERS: &str = "Filters";
 const RUNNING: &str = "Running";
 
+/// Whether this option of a tool is a common one: only those stand under these headings.
+pub(crate) fn is_common(arg: &Arg) -> bool {
+    matches!(arg.get_help_heading(), Some(OUTPUT | FILTERS | RUNNING))
+}
+
 /// Every common option without its letter.
 fn all() -> Vec<Arg> {
     let flag = |name: &'static str, heading, help: &'static str| {
@@ -249,9 +275,14 @@ fn all() -> Vec<Arg> {
             .allow_hyphen_values(true)
             .value_parser(Selection::parse),
         flag("timestamp", OUTPUT, "Show the time of each event"),
-        value("time-format", OUTPUT, "HOW", "wall, iso, epoch, since-start, since-first or boot")
-            .value_parser(PossibleValuesParser::new(TimeFormat::NAMES.map(|(name, _)| name)))
-            .hide_possible_values(true),
+        value(
+            "time-format",
+            OUTPUT,
+            "HOW",
+            "wall, utc, iso, epoch, since-start, since-first or boot",
+        )
+        .value_parser(PossibleValuesParser::new(TimeFormat::NAMES.map(|(name, _)| name)))
+        .hide_possible_values(true),
         value("color", OUTPUT, "WHEN", "Colors: auto (on a terminal), always or never")
             .value_parser(PossibleValuesParser::new(["auto", "always", "never"]))
             .hide_possible_values(true),

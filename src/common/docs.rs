@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
+use crate::cli::is_common;
 use crate::multi::Entry;
 use crate::record::Class;
 use crate::record::HOST;
@@ -119,6 +120,67 @@ pub fn fields(tool: &Entry) -> Result<String> {
     }
     Ok(out)
 }
+
+/// One line an option of a tool: whether it is its `own` or `common`, its letter (- where it has
+/// none), and all its long names. What is given by its place has the name of its value instead.
+pub fn options(tool: &Entry) -> String {
+    let mut out = String::new();
+    let command = (tool.command)();
+    for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+        let whose = if is_common(arg) { "common" } else { "own" };
+        let letter = arg.get_short().map_or("-".into(), |letter| format!("-{letter}"));
+        let _ = write!(out, "{whose} {letter}");
+        if arg.is_positional() {
+            let name = arg.get_value_names().and_then(|names| names.first());
+            let name = name.map_or_else(|| arg.get_id().as_str().to_uppercase(), |n| n.to_string());
+            let _ = write!(out, " {name}");
+        }
+        let others = arg.get_all_aliases().unwrap_or_default();
+        for name in arg.get_long().into_iter().chain(others) {
+            let _ = write!(out, " --{name}");
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// One line a header of a tool's text columns, with none of its options that change which there
+/// are, with each of them, and with each two.
+pub fn columns(tool: &Entry) -> String {
+    let command = (tool.command)();
+    let mut switches: Vec<Vec<String>> = Vec::new();
+    for arg in command.get_arguments().filter(|arg| !is_common(arg) || arg.get_id() == TIMESTAMP) {
+        let Some(name) = arg.get_long() else { continue };
+        if !arg.get_action().takes_values() {
+            switches.push(vec![format!("--{name}")]);
+        }
+        for value in arg.get_possible_values() {
+            if arg.get_action().takes_values() {
+                switches.push(vec![format!("--{name}"), value.get_name().into()]);
+            }
+        }
+    }
+    let mut headers: Vec<&'static str> = Vec::new();
+    let mut look = |given: &[&Vec<String>]| {
+        let args: Vec<&str> = given.iter().flat_map(|s| s.iter().map(String::as_str)).collect();
+        // Some exclude each other.
+        let Ok(records) = (tool.checked_records)(&args) else { return };
+        for column in records.kinds.iter().flat_map(|kind| &kind.columns) {
+            if !headers.contains(&column.header) {
+                headers.push(column.header);
+            }
+        }
+    };
+    look(&[]);
+    for (i, one) in switches.iter().enumerate() {
+        look(&[one]);
+        switches[i + 1..].iter().for_each(|other| look(&[one, other]));
+    }
+    headers.into_iter().fold(String::new(), |out, header| out + header + "\n")
+}
+
+/// The common option that may change a tool's own columns.
+const TIMESTAMP: &str = "timestamp";
 
 const OUTPUT_HEAD: &str = "\
 <!-- SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause -->

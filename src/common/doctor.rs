@@ -28,6 +28,7 @@ use crate::escape;
 use crate::multi::Entry;
 use crate::multi::find;
 #[cfg(feature = "kernel-packages")]
+use crate::package::InModule;
 use crate::package::Package;
 use crate::prerequisites;
 use crate::prerequisites::Check;
@@ -41,7 +42,6 @@ use crate::runner::Refusal;
 use crate::runner::refusals_in_words;
 use crate::runner::refuse;
 use crate::sys;
-#[cfg(feature = "kernel-packages")]
 use crate::tool::Way;
 
 /// Of the kernel's configuration, what decides about tools.
@@ -180,6 +180,8 @@ fn subjects<'a>(tools: &'a [Entry], matches: &ArgMatches) -> Result<Vec<Subject<
         let name = args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default();
         match find(tools, &name) {
             Some(tool) => {
+                let args =
+                    if args.len() == 1 && name == tool.name { with_needs(tool) } else { args };
                 // Before anything is written.
                 (tool.check)(args.clone())?;
                 Ok(Subject { tool, args })
@@ -195,10 +197,14 @@ fn subjects<'a>(tools: &'a [Entry], matches: &ArgMatches) -> Result<Vec<Subject<
         subjects.push(named(args.cloned().collect())?);
     }
     if subjects.is_empty() {
-        subjects =
-            tools.iter().map(|tool| Subject { tool, args: vec![tool.name.into()] }).collect();
+        subjects = tools.iter().map(|tool| Subject { tool, args: with_needs(tool) }).collect();
     }
     Ok(subjects)
+}
+
+/// A tool's name, and what it cannot do without.
+fn with_needs(tool: &Entry) -> Vec<OsString> {
+    std::iter::once(tool.name).chain(tool.needs.iter().copied()).map(OsString::from).collect()
 }
 
 /// Looks at this machine.
@@ -252,10 +258,7 @@ fn try_here(subject: &Subject<'_>) -> Result<Diagnosis> {
     Ok(Diagnosis {
         verdict,
         way: way.as_ref().map(|way| way.name),
-        programs: way
-            .into_iter()
-            .flat_map(|way| [way.programs, way.by_hand, way.optional].concat())
-            .collect(),
+        programs: way.iter().flat_map(Way::all).collect(),
         reason,
         refused,
         remarks,
@@ -293,10 +296,13 @@ fn judge(subject: &Subject<'_>, package: &Package, kernel: &mut Kernel) -> Resul
     if taken.is_none() {
         // Only now: to read all modules takes its time.
         let found = package.from_modules(kernel, &judged.programs);
-        kernel.learn(found.iter().map(|(name, _)| name.clone()));
+        for InModule { name, described, .. } in &found {
+            kernel.learn(name.clone(), *described);
+        }
         let again = (subject.tool.judge)(subject.args.clone(), kernel)?;
         (taken, refused) = best(&again, package, kernel);
-        let in_module = |(name, module): &(String, String)| format!("{name} is in module {module}");
+        let in_module =
+            |InModule { name, module, .. }: &InModule| format!("{name} is in module {module}");
         remarks.extend(found.iter().filter(|_| taken.is_some()).map(in_module));
     }
     let reason = taken
@@ -306,10 +312,7 @@ fn judge(subject: &Subject<'_>, package: &Package, kernel: &mut Kernel) -> Resul
     Ok(Diagnosis {
         verdict,
         way: taken.as_ref().map(|way| way.name),
-        programs: taken
-            .into_iter()
-            .flat_map(|way| [way.programs, way.by_hand, way.optional].concat())
-            .collect(),
+        programs: taken.iter().flat_map(Way::all).collect(),
         reason,
         refused,
         remarks,
@@ -325,12 +328,19 @@ fn best(judged: &Judgement, package: &Package, kernel: &Kernel) -> (Option<Way>,
             let program = judged.programs.iter().find(|program| program.name == **name)?;
             package.lacks(kernel, &program.section)
         };
-        if let Some(reason) = way.programs.iter().find_map(lacks) {
+        if let Some(reason) = way.programs.iter().chain(&way.by_hand).find_map(lacks) {
             refused.push(Refusal { way: way.name, reason });
             continue;
         }
         let optional = way.optional.iter().copied().filter(|name| lacks(name).is_none()).collect();
-        return (Some(Way { optional, ..way.clone() }), refused);
+        let mut groups = way.groups.clone();
+        groups.retain(|group| group.iter().find_map(lacks).is_none());
+        if let (Some(group), true) = (way.groups.first(), groups.is_empty()) {
+            let reason = group.iter().find_map(lacks).unwrap_or_default();
+            refused.push(Refusal { way: way.name, reason });
+            continue;
+        }
+        return (Some(Way { optional, groups, ..way.clone() }), refused);
     }
     (None, refused)
 }

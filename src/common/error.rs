@@ -20,6 +20,9 @@ pub const LOST: u8 = 4;
 pub enum Stop {
     /// Bad input, found before anything was opened: status [`USAGE`].
     Usage(String),
+    /// The command line asks for something that is known without running: this, on stdout, and
+    /// status [`OK`].
+    Answer(String),
     /// The machine lacks something, which the sentence names: status [`UNSUPPORTED`].
     Unsupported(String),
 }
@@ -27,7 +30,7 @@ pub enum Stop {
 impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(sentence) | Self::Unsupported(sentence) => f.write_str(sentence),
+            Self::Usage(text) | Self::Unsupported(text) | Self::Answer(text) => f.write_str(text),
         }
     }
 }
@@ -37,6 +40,11 @@ impl std::error::Error for Stop {}
 /// A usage error, from one sentence without a full stop.
 pub fn usage(sentence: impl Into<String>) -> anyhow::Error {
     Stop::Usage(sentence.into()).into()
+}
+
+/// Ends the tool with an answer on stdout, of whole lines, instead of running it.
+pub fn answer(text: impl Into<String>) -> anyhow::Error {
+    Stop::Answer(text.into()).into()
 }
 
 /// "Cannot run here", from one sentence that says what is missing.
@@ -49,6 +57,7 @@ pub fn status(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Stop>() {
         Some(Stop::Usage(_)) => USAGE,
         Some(Stop::Unsupported(_)) => UNSUPPORTED,
+        Some(Stop::Answer(_)) => OK,
         None => FAILED,
     }
 }

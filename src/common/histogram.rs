@@ -70,6 +70,12 @@ impl Histogram {
         }
     }
 
+    /// Average, total and count of one that is not empty, as a line with an empty one around it.
+    pub fn summary(&self, unit: Unit) -> String {
+        let (total, count, unit) = (self.sum / unit.scale, self.count(), unit.label);
+        format!("\navg = {} {unit}, total: {total} {unit}, count: {count}\n", total / count.max(1))
+    }
+
     fn used(&self) -> &[u64] {
         let used = self.slots.iter().rposition(|n| *n > 0).map_or(0, |last| last + 1);
         &self.slots[..used]

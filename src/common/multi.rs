@@ -39,12 +39,16 @@ pub struct Entry {
     pub aliases: &'static [Alias],
     /// Its manual.
     pub doc: Doc,
+    /// Arguments that it cannot do without.
+    pub needs: &'static [&'static str],
     /// Its row in the README.
     pub question: Question,
     /// Its command line.
     pub command: fn() -> Command,
     /// Its records under these options (without the tool's name).
     pub records: fn(&[&str]) -> Result<Records>,
+    /// The same after it has looked at them, on which columns may depend.
+    pub checked_records: fn(&[&str]) -> Result<Records>,
     /// The JSON Schema of what it writes under these options.
     pub schema: fn(Vec<OsString>) -> Result<String>,
     /// Its ways to hook under these options.
@@ -66,9 +70,11 @@ impl Entry {
             name: <T::Bpf as Bpf>::NAME,
             aliases: T::ALIASES,
             doc: T::DOC,
+            needs: T::NEEDS,
             question: T::QUESTION,
             command: runner::command::<T>,
             records: |args| Ok(parse::<T>(args)?.records()),
+            checked_records: runner::records::<T>,
             schema: runner::schema::<T>,
             ways: |args| Ok(parse::<T>(args)?.ways()),
             check: runner::check::<T>,
@@ -127,7 +133,10 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
     ("man [TOOL]", "The manual page of the tool or of bpfscope, as roff"),
     ("schema TOOL", "JSON Schema of the tool's JSON lines, under its options if any follow"),
     ("completions SHELL", "Completions for bash, zsh or fish"),
-    ("docs PART", "Parts of the documentation: fields TOOL, output, readme"),
+    (
+        "docs PART",
+        "Parts of the documentation: columns, fields, needs or options TOOL, output, readme",
+    ),
 ];
 
 fn help() -> String {
@@ -194,14 +203,25 @@ fn dispatch(tools: &[Entry], args: &[OsString]) -> Result<u8> {
         },
         ("docs", Some("output")) => say(&docs::output(tools)?),
         ("docs", Some("readme")) => say(&docs::questions(tools)),
-        ("docs", Some("fields")) => {
+        ("docs", Some(part @ ("columns" | "fields" | "options"))) => {
             let name = args.get(2).map(|arg| arg.to_string_lossy().into_owned());
-            match name.as_deref().and_then(|name| find(tools, name)) {
-                Some(tool) => say(&docs::fields(tool)?),
-                None => Err(usage("docs fields takes the name of a tool")),
+            match (part, name.as_deref().and_then(|name| find(tools, name))) {
+                ("columns", Some(tool)) => say(&docs::columns(tool)),
+                ("options", Some(tool)) => say(&docs::options(tool)),
+                (_, Some(tool)) => say(&docs::fields(tool)?),
+                (_, None) => Err(usage(format!("docs {part} takes the name of a tool"))),
             }
         }
-        ("docs", _) => Err(usage("docs takes: output, readme, fields TOOL")),
+        ("docs", Some("needs")) => {
+            let name = args.get(2).map(|arg| arg.to_string_lossy().into_owned());
+            match name.as_deref().and_then(|name| find(tools, name)) {
+                Some(tool) => say(&format!("{}\n", tool.needs.join(" "))),
+                None => Err(usage("docs needs takes the name of a tool")),
+            }
+        }
+        ("docs", _) => Err(usage(
+            "docs takes: columns TOOL, fields TOOL, needs TOOL, options TOOL, output, readme",
+        )),
         (name, _) => match find(tools, name) {
             Some(tool) => Ok((tool.run)(args.to_vec())),
             None => Err(no_tool(name)),

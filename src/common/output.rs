@@ -16,6 +16,7 @@ use crate::cgroup_names::CgroupNames;
 use crate::condition;
 use crate::condition::Condition;
 use crate::condition::Test;
+use crate::container::Identity;
 use crate::container::Runtime;
 use crate::error::usage;
 use crate::escape;
@@ -266,6 +267,8 @@ pub struct Output {
     pub clock: Clock,
     /// Names of cgroups and containers.
     pub(crate) cgroups: CgroupNames,
+    /// Whether the tool asks for them.
+    tool_names_cgroups: bool,
     limit: Option<u64>,
     /// Records shown so far: events, rows and histograms.
     pub shown: u64,
@@ -321,6 +324,7 @@ impl Output {
             cell: Vec::new(),
             clock: Clock::new(),
             cgroups: CgroupNames::default(),
+            tool_names_cgroups: records.names_cgroups,
             limit: choice.limit,
             shown: 0,
             filtered: 0,
@@ -334,19 +338,40 @@ impl Output {
         })
     }
 
+    /// Path of a cgroup, and whose it is; for records that are not about a task. Needs
+    /// [`Records::naming_cgroups`].
+    pub fn cgroup(&mut self, id: u64) -> (Option<Vec<u8>>, Identity) {
+        let path = self.cgroups.path(id).map(<[u8]>::to_vec);
+        (path, self.cgroups.identity(id).clone())
+    }
+
     /// Whether cgroups or containers are shown.
     pub(crate) fn names_cgroups(&self) -> bool {
         let named = |source: &Source| {
             use Source::*;
             matches!(source, Cgroup | Container | ContainerId | Runtime | Pod | Unit)
         };
-        self.plans.iter().any(|plan| {
-            let shown = match self.form {
-                Form::Columns => plan.columns.iter().any(|(source, _)| named(source)),
-                Form::Json | Form::Csv => plan.fields.iter().any(|(source, ..)| named(source)),
-            };
-            shown || plan.tests.iter().flatten().any(|test| named(&test.source))
-        })
+        self.tool_names_cgroups
+            || self.plans.iter().any(|plan| {
+                // Rows are of no task, and have the container as a field of their own.
+                let named = |source: &Source| match source {
+                    Source::Field(i) => {
+                        plan.kind.fields.get(*i).is_some_and(|f| f.name == "container")
+                    }
+                    source => named(source),
+                };
+                let shown = match self.form {
+                    Form::Columns => plan.columns.iter().any(|(source, _)| named(source)),
+                    Form::Json | Form::Csv => plan.fields.iter().any(|(source, ..)| named(source)),
+                };
+                shown || plan.tests.iter().flatten().any(|test| named(&test.source))
+            })
+    }
+
+    /// The container that a cgroup is of, for a field `container` of rows, which are of no task.
+    pub fn container(&mut self, cgroup_id: u64) -> Option<String> {
+        let container = self.cgroups.identity(cgroup_id).container.as_deref()?;
+        Some(container.shown().to_string())
     }
 
     /// The JSON fields of a kind that are shown.
@@ -867,6 +892,11 @@ impl Output {
             out.extend_from_slice(b"\"}\n");
         }
         self.report += 1;
+    }
+
+    /// The path of a cgroup below the root of the hierarchy, for rows that are about one.
+    pub fn cgroup_path(&mut self, id: u64) -> Option<Vec<u8>> {
+        self.cgroups.path(id).map(<[u8]>::to_vec)
     }
 
     /// Adds the wall-clock time of now as a line of its own; text only.

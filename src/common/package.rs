@@ -20,6 +20,8 @@ use anyhow::bail;
 use memchr::memmem;
 use object::Object as _;
 use object::ObjectSection as _;
+use object::ObjectSymbol as _;
+use object::SymbolKind;
 use xz2::stream::Action;
 use xz2::stream::Status;
 use xz2::stream::Stream;
@@ -56,6 +58,10 @@ enum Target<'a> {
     Tracepoint(&'a str),
     /// The tracepoint of one system call, which is made otherwise than all others.
     Call,
+    /// Many functions of the kernel by one probe.
+    KprobeMulti,
+    /// Many functions of programs by one probe.
+    UprobeMulti,
     /// Nothing whose existence can be read in a package.
     Other,
 }
@@ -64,6 +70,10 @@ impl<'a> Target<'a> {
     fn of(section: &'a str) -> Self {
         let section = section.strip_prefix('?').unwrap_or(section);
         match section.split_once('/') {
+            None if section.starts_with("kprobe.multi") => Self::KprobeMulti,
+            None if section.starts_with("kretprobe.multi") => Self::KprobeMulti,
+            None if section.starts_with("uprobe.multi") => Self::UprobeMulti,
+            None if section.starts_with("uretprobe.multi") => Self::UprobeMulti,
             Some(("fentry" | "fexit" | "fmod_ret", name)) => Self::Trampoline(name),
             Some(("kprobe" | "kretprobe", name)) => {
                 Self::Kprobe(name.split_once('+').map_or(name, |(name, _)| name))
@@ -199,25 +209,33 @@ impl Package {
             }
             Target::Kprobe(_) => vec!["CONFIG_KPROBE_EVENTS"],
             Target::Call => vec!["CONFIG_FTRACE_SYSCALLS"],
-            Target::Tracepoint(_) | Target::Other => vec![],
+            // Debian's 6.1 knows the type and attaches none: without fprobes, it has no way to.
+            Target::KprobeMulti => vec!["CONFIG_FPROBE"],
+            Target::Tracepoint(_) | Target::UprobeMulti | Target::Other => vec![],
         });
         let (kind, name) = match target {
             Target::Trampoline(name) | Target::Kprobe(name) => ("function", name),
             Target::Tracepoint(name) => ("tracepoint", name),
-            Target::Call | Target::Other => return self.unset(&options),
+            // 89ae89f53d20 "bpf: Add multi uprobe link" (6.6)
+            Target::UprobeMulti if !kernel.has_struct("bpf_uprobe_multi_link") => {
+                return Some("the kernel has no multi uprobe".into());
+            }
+            Target::Call | Target::KprobeMulti | Target::UprobeMulti | Target::Other => {
+                return self.unset(&options);
+            }
         };
         let missing = !kernel.describes(name, kind == "tracepoint");
         self.unset(&options).or_else(|| missing.then(|| format!("the kernel has no {kind} {name}")))
     }
 
     /// Functions and tracepoints of these programs that the kernel proper does not have, and a
-    /// module does: each with its module.
-    pub fn from_modules(&self, kernel: &Kernel, programs: &[Program]) -> Vec<(String, String)> {
+    /// module does.
+    pub fn from_modules(&self, kernel: &Kernel, programs: &[Program]) -> Vec<InModule> {
         let Some(btf) = kernel.btf() else { return Vec::new() };
         let names = programs.iter().filter_map(|program| match Target::of(&program.section) {
             Target::Trampoline(name) | Target::Kprobe(name) => Some((name, false)),
             Target::Tracepoint(name) => Some((name, true)),
-            Target::Call | Target::Other => None,
+            Target::Call | Target::KprobeMulti | Target::UprobeMulti | Target::Other => None,
         });
         let missing: HashSet<&str> = names
             .filter(|(name, tracepoint)| !kernel.describes(name, *tracepoint))
@@ -226,10 +244,10 @@ impl Package {
         if missing.is_empty() { Vec::new() } else { self.in_modules(btf, &missing) }
     }
 
-    /// Which of these names are functions or tracepoints of modules, each with its module. Reads
-    /// every module, until all are found.
-    fn in_modules(&self, kernel: &KernelBtf, names: &HashSet<&str>) -> Vec<(String, String)> {
-        let mut found: Vec<(String, String)> = Vec::new();
+    /// Which of these names are functions or tracepoints of modules. Reads every module, until all
+    /// are found.
+    fn in_modules(&self, kernel: &KernelBtf, names: &HashSet<&str>) -> Vec<InModule> {
+        let mut found: Vec<InModule> = Vec::new();
         let mut directories: Vec<PathBuf> =
             self.modules.iter().map(|at| at.join("kernel")).collect();
         while let Some(directory) = directories.pop() {
@@ -244,10 +262,13 @@ impl Package {
                 let Some((module, "" | ".xz" | ".zst" | ".gz")) = file.split_once(".ko") else {
                     continue;
                 };
-                let Some(btf) = module_btf(&path) else { continue };
-                let of_it = kernel.find_in_module(&btf, names);
-                found.extend(of_it.into_iter().map(|name| (name, module.to_string())));
-                if names.iter().all(|name| found.iter().any(|(known, _)| known == name)) {
+                let Some((of_it, described)) = module_names(&path, kernel, names) else { continue };
+                found.extend(of_it.into_iter().map(|name| InModule {
+                    name,
+                    module: module.to_string(),
+                    described,
+                }));
+                if names.iter().all(|name| found.iter().any(|known| known.name == *name)) {
                     return found;
                 }
             }
@@ -256,10 +277,32 @@ impl Package {
     }
 }
 
-fn module_btf(path: &Path) -> Option<KernelBtf> {
+/// What a module has.
+pub struct InModule {
+    /// The function or tracepoint.
+    pub name: String,
+    /// The module.
+    pub module: String,
+    /// Whether the module describes it; otherwise it is known from the module's symbols, can be
+    /// probed, and has nothing for fentry and fexit to attach by (before 5.11, Debian's 5.10).
+    pub described: bool,
+}
+
+/// Which of these names a module has, and whether it describes them.
+fn module_names(
+    path: &Path,
+    kernel: &KernelBtf,
+    names: &HashSet<&str>,
+) -> Option<(Vec<String>, bool)> {
     let bytes = fs::read(path).ok()?;
     let bytes = if is_elf(&bytes) { bytes } else { decompress(&bytes).ok()? };
-    KernelBtf::parse(section(&bytes)?)
+    if let Some(btf) = section(&bytes) {
+        return Some((kernel.find_in_module(&KernelBtf::parse(btf)?, names), true));
+    }
+    let file = object::File::parse(&*bytes).ok()?;
+    let functions = file.symbols().filter(|s| s.is_definition() && s.kind() == SymbolKind::Text);
+    let known = functions.filter_map(|symbol| symbol.name().ok());
+    Some((known.filter(|name| names.contains(name)).map(String::from).collect(), false))
 }
 
 fn is_elf(bytes: &[u8]) -> bool {

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Result;
 use libbpf_rs::OpenObject;
@@ -19,7 +20,9 @@ use nix::sys::memfd::memfd_create;
 use crate::btf;
 use crate::btf::KernelBtf;
 use crate::btf_attach;
+use crate::btf_attach::Place;
 use crate::btf_subset;
+use crate::sys;
 use crate::tool::Way;
 
 /// How a program is hooked, from its section name.
@@ -52,18 +55,53 @@ pub struct Kernel {
     runs: bool,
     /// Names that were found in its modules.
     in_modules: HashSet<String>,
+    /// Functions of its modules that are not described.
+    symbols_of_modules: HashSet<String>,
+    /// The types of modules that were looked into; none of those that are not there.
+    modules: HashMap<&'static str, Option<Module>>,
+}
+
+/// A module that is loaded and describes its types.
+struct Module {
+    btf: KernelBtf,
+    /// What programs that attach to its functions refer to.
+    fd: Result<Arc<OwnedFd>, String>,
+}
+
+impl Module {
+    fn look(name: &str) -> Option<Self> {
+        let btf = KernelBtf::read(&Path::new(btf::DIRECTORY).join(name)).ok()?;
+        let fd = sys::module_btf(name).map(Arc::new).map_err(|error| error.to_string());
+        Some(Self { btf, fd })
+    }
+}
+
+/// Whether a module is loaded. Of what is built in, the kernel's own types tell.
+fn is_loaded(module: &str) -> bool {
+    Path::new("/sys/module").join(module).exists()
 }
 
 impl Kernel {
     /// Looks at the running kernel. Without BTF of its own, nothing that needs it can be used.
     pub fn look() -> Self {
         let btf = KernelBtf::read(Path::new(btf::VMLINUX)).ok();
-        Self { btf, found: HashSet::new(), runs: true, in_modules: HashSet::new() }
+        Self::with(btf, true)
+    }
+
+    fn with(btf: Option<KernelBtf>, runs: bool) -> Self {
+        Self {
+            btf,
+            found: HashSet::new(),
+            runs,
+            in_modules: HashSet::new(),
+            symbols_of_modules: HashSet::new(),
+            modules: HashMap::new(),
+        }
     }
 
     /// A kernel that does not run here.
     pub fn of(btf: KernelBtf) -> Self {
-        Self { btf: Some(btf), found: HashSet::new(), runs: false, in_modules: HashSet::new() }
+        Self::with(Some(btf), false)
     }
 
     /// Its types.
@@ -72,18 +110,22 @@ impl Kernel {
     }
 
     /// Whether it describes a function or tracepoint of this name, or is known to have it in a
-    /// module.
+    /// module, described or not.
     pub fn describes(&self, name: &str, is_tracepoint: bool) -> bool {
         let find = |btf: &KernelBtf| match is_tracepoint {
             true => btf.find(&[], &[name]).tracepoints.len(),
             false => btf.find(&[name], &[]).functions.len(),
         };
-        self.in_modules.contains(name) || self.btf.as_ref().is_some_and(|btf| find(btf) > 0)
+        self.in_modules.contains(name)
+            || self.symbols_of_modules.contains(name)
+            || self.btf.as_ref().is_some_and(|btf| find(btf) > 0)
     }
 
-    /// Functions and tracepoints that its modules have.
-    pub fn learn(&mut self, names: impl IntoIterator<Item = String>) {
-        self.in_modules.extend(names);
+    /// A function or tracepoint that one of its modules has; without a description, it can be probed
+    /// only.
+    pub fn learn(&mut self, name: String, described: bool) {
+        let known = if described { &mut self.in_modules } else { &mut self.symbols_of_modules };
+        known.insert(name);
     }
 
     /// Looks for what these programs attach to.
@@ -106,32 +148,56 @@ impl Kernel {
         tracepoints.sort_unstable();
         tracepoints.dedup();
         let found = btf.find(&functions, &tracepoints);
-        let ids: HashMap<String, u32> = programs
+        if self.runs {
+            for program in programs {
+                if let (Hook::Function(name), Some(module)) =
+                    (hook(&program.section), program.module)
+                    && !found.functions.contains_key(name)
+                {
+                    self.modules.entry(module).or_insert_with(|| Module::look(module));
+                }
+            }
+        }
+        let place = |program: &Program| match hook(&program.section) {
+            Hook::Function(name) => {
+                found.functions.get(name).map(|id| Place { id: *id, module: None }).or_else(|| {
+                    let module = self.modules.get(program.module?)?.as_ref()?;
+                    let id = btf.function_in_module(&module.btf, name)?;
+                    Some(Place { id, module: Some(Arc::clone(module.fd.as_ref().ok()?)) })
+                })
+            }
+            Hook::TypedTracepoint(name) => {
+                found.tracepoints.get(name).map(|id| Place { id: *id, module: None })
+            }
+            Hook::Other => None,
+        };
+        let places: HashMap<String, Place> = programs
             .iter()
-            .filter_map(|program| {
-                let id = match hook(&program.section) {
-                    Hook::Function(name) => found.functions.get(name),
-                    Hook::TypedTracepoint(name) => found.tracepoints.get(name),
-                    Hook::Other => None,
-                };
-                Some((program.section.clone(), *id?))
-            })
+            .filter_map(|program| Some((program.name.clone(), place(program)?)))
             .collect();
-        self.found = ids.keys().cloned().collect();
+        let is_found = |program: &&Program| places.contains_key(&program.name);
+        self.found = programs.iter().filter(is_found).map(|p| p.section.clone()).collect();
         // Ids of another kernel are nothing to attach by.
-        if self.runs { btf_attach::know(ids) } else { Ok(()) }
+        if self.runs { btf_attach::know(places) } else { Ok(()) }
     }
 
-    /// Why a program with this section name cannot be attached; `None` when it may.
-    fn lacks(&self, section: &str) -> Option<String> {
+    /// Why a program cannot be attached; `None` when it may.
+    fn lacks(&self, program: &Program) -> Option<String> {
         let name = |wanted| match wanted {
             Hook::Function(name) => format!("function {name}"),
             Hook::TypedTracepoint(name) => format!("tracepoint {name}"),
             Hook::Other => String::new(),
         };
+        let section = program.section.as_str();
         let wanted = hook(section);
         let found = match wanted {
-            Hook::Other => true,
+            // A probe finds out itself, unless it is clear that there is nothing to find.
+            Hook::Other => {
+                let module = program.module.filter(|module| self.runs && !is_loaded(module))?;
+                let (_, function) = section.split_once('/')?;
+                return (!self.btf.as_ref()?.describes_function(function))
+                    .then(|| format!("the module {module} is not loaded"));
+            }
             _ if self.btf.is_none() => {
                 return Some(format!("the kernel has no BTF to find {} in", name(wanted)));
             }
@@ -139,7 +205,21 @@ impl Kernel {
                 self.found.contains(section) || self.in_modules.contains(name)
             }
         };
-        (!found).then(|| format!("the kernel has no {}", name(wanted)))
+        if found {
+            return None;
+        }
+        Some(
+            match program.module.filter(|_| self.runs).map(|name| (name, self.modules.get(name))) {
+                Some((module, Some(None))) if is_loaded(module) => {
+                    format!("the kernel has no BTF of the module {module}")
+                }
+                Some((module, Some(None))) => format!("the module {module} is not loaded"),
+                Some((module, Some(Some(Module { fd: Err(error), .. })))) => {
+                    format!("the BTF of the module {module}: {error}")
+                }
+                _ => format!("the kernel has no {}", name(wanted)),
+            },
+        )
     }
 
     /// The types that an object can ask for, in a file that libbpf can read; see
@@ -156,6 +236,11 @@ impl Kernel {
     /// Whether there is a tracepoint that one of the programs names; `None` when nobody can say.
     fn has_tracepoint(&self, name: &str) -> Option<bool> {
         self.btf.as_ref().map(|_| self.found.contains(&format!("tp_btf/{name}")))
+    }
+
+    /// Whether it has a structure of this name.
+    pub fn has_struct(&self, name: &str) -> bool {
+        self.btf.as_ref().is_some_and(|btf| btf.struct_has(name, "").is_some())
     }
 
     fn struct_has(&self, structure: &str, member: &str) -> bool {
@@ -187,20 +272,50 @@ const SRCU: &[u8] = b" tasks_rcu_exit_srcu\n";
 pub struct Program {
     /// Its name.
     pub name: String,
-    /// Its section.
+    /// Its section, with what it really attaches to.
     pub section: String,
+    /// The module that may have that.
+    pub module: Option<&'static str>,
 }
 
 /// The programs of an object.
 pub fn programs(open: &OpenObject) -> Vec<Program> {
     let text = |name: &OsStr| name.to_string_lossy().into_owned();
-    open.progs().map(|p| Program { name: text(p.name()), section: text(p.section()) }).collect()
+    open.progs()
+        .map(|p| Program { name: text(p.name()), section: text(p.section()), module: None })
+        .collect()
+}
+
+/// The programs with what these ways aim them at.
+pub fn aimed(mut programs: Vec<Program>, ways: &[Way]) -> Vec<Program> {
+    for aim in ways.iter().flat_map(|way| &way.aims) {
+        for program in programs.iter_mut().filter(|program| program.name == aim.program) {
+            program.section = aimed_section(&program.section, &aim.function);
+            program.module = Some(aim.module).filter(|module| !module.is_empty());
+        }
+    }
+    programs
+}
+
+/// A section such as `fexit/x` for another function.
+fn aimed_section(section: &str, function: &str) -> String {
+    let kind = section.split_once('/').map_or(section, |(kind, _)| kind);
+    format!("{kind}/{function}")
+}
+
+/// The section of a way's program, with what it really attaches to.
+pub fn section(program: &OsStr, section: &OsStr, way: &Way) -> String {
+    let section = section.to_string_lossy();
+    match way.aims.iter().find(|aim| program == aim.program) {
+        Some(aim) => aimed_section(&section, &aim.function),
+        None => section.into_owned(),
+    }
 }
 
 /// A way with its optional programs settled, or why it cannot be taken.
 pub fn settle(way: &Way, programs: &[Program], kernel: &Kernel) -> Result<Way, String> {
-    let section = |name: &str| {
-        programs.iter().find(|p| p.name == name).map(|p| p.section.as_str()).unwrap_or_default()
+    let lacks = |name: &&str| {
+        programs.iter().find(|p| p.name == **name).and_then(|program| kernel.lacks(program))
     };
     let mut chosen = way.programs.clone();
     let mut unsure = Vec::new();
@@ -212,7 +327,7 @@ pub fn settle(way: &Way, programs: &[Program], kernel: &Kernel) -> Result<Way, S
             None => unsure.extend(having.iter().chain(lacking)),
         }
     }
-    if let Some(reason) = chosen.iter().find_map(|name| kernel.lacks(section(name))) {
+    if let Some(reason) = chosen.iter().find_map(lacks) {
         return Err(reason);
     }
     let needed = way
@@ -223,18 +338,28 @@ pub fn settle(way: &Way, programs: &[Program], kernel: &Kernel) -> Result<Way, S
     let optional = needed
         .chain(way.optional.iter().copied())
         .chain(unsure)
-        .filter(|name| kernel.lacks(section(name)).is_none())
+        .filter(|name| lacks(name).is_none())
         .collect();
-    Ok(Way { programs: chosen, optional, ..way.clone() })
+    let mut groups = Vec::new();
+    let mut left_out = Vec::new();
+    for group in &way.groups {
+        match group.iter().find_map(lacks) {
+            Some(reason) => left_out.push(reason),
+            None => groups.push(group.clone()),
+        }
+    }
+    left_out.dedup();
+    if groups.is_empty() && !left_out.is_empty() {
+        return Err(left_out.swap_remove(0));
+    }
+    Ok(Way { programs: chosen, optional, groups, left_out, ..way.clone() })
 }
 
 /// The ways in the order in which they are tried on this kernel.
 pub fn order(ways: Vec<Way>, programs: &[Program], kernel: &Kernel) -> Vec<Way> {
     let trampolines = |way: &Way| {
-        way.programs.iter().chain(&way.optional).any(|name| {
-            programs
-                .iter()
-                .any(|p| p.name == *name && matches!(hook(&p.section), Hook::Function(_)))
+        way.all().into_iter().any(|name| {
+            programs.iter().any(|p| p.name == name && matches!(hook(&p.section), Hook::Function(_)))
         })
     };
     if !ways.iter().any(&trampolines) || !kernel.fentry_may_deadlock() {
@@ -258,10 +383,12 @@ mod tests {
 
     #[test]
     fn a_kernel_without_btf_leaves_what_needs_none() {
-        let kernel =
-            Kernel { btf: None, found: HashSet::new(), runs: true, in_modules: HashSet::new() };
-        let program =
-            |name: &str, section: &str| Program { name: name.into(), section: section.into() };
+        let kernel = Kernel::with(None, true);
+        let program = |name: &str, section: &str| Program {
+            name: name.into(),
+            section: section.into(),
+            module: None,
+        };
         let programs = [program("a__fexit", "fexit/x"), program("a__raw", "raw_tp/y")];
         assert!(settle(&Way::new("fexit", &["a__fexit"]), &programs, &kernel).is_err());
         let raw = Way::new("raw", &["a__raw"]).optional(&["a__fexit"]);

@@ -69,7 +69,7 @@ pub fn column(field: &'static str, header: &'static str, width: usize) -> Column
 /// Starts a column of the event's time, hidden unless the user asks for it with [`Column::when`]
 /// or `--timestamp`.
 pub fn time_column(header: &'static str, width: usize, format: TimeFormat) -> Column {
-    let decimals = if format == TimeFormat::Wall { 0 } else { 3 };
+    let decimals = if matches!(format, TimeFormat::Wall | TimeFormat::Utc) { 0 } else { 3 };
     Column { shown: false, time: Some((format, decimals)), ..column("ts", header, width) }
 }
 
@@ -293,17 +293,26 @@ pub struct Records {
     pub kinds: Vec<Kind>,
     /// The text line that is printed before anything else, if any.
     pub banner: Option<String>,
+    /// Whether the tool itself names cgroups or containers.
+    pub names_cgroups: bool,
 }
 
 impl Records {
     /// These kinds, without a banner.
     pub fn new(kinds: impl IntoIterator<Item = Kind>) -> Self {
-        Self { kinds: kinds.into_iter().collect(), banner: None }
+        Self { kinds: kinds.into_iter().collect(), banner: None, names_cgroups: false }
     }
 
     /// With a line of text before the first header or report.
     #[must_use]
     pub fn banner(self, banner: impl Into<String>) -> Self {
         Self { banner: Some(banner.into()), ..self }
+    }
+
+    /// Says that the tool itself asks for names of cgroups ([`crate::output::Output::cgroup`]), so
+    /// that those are known which are gone by then.
+    #[must_use]
+    pub fn naming_cgroups(self, names_cgroups: bool) -> Self {
+        Self { names_cgroups, ..self }
     }
 }

@@ -2,7 +2,9 @@
 
 //! The only ladder: parse → open → configure → load → attach → run, for every tool.
 
+use std::ffi::OsStr;
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::os::fd::AsRawFd as _;
@@ -38,6 +40,7 @@ use crate::cgroup_names::CgroupNames;
 use crate::cli::Common;
 use crate::cli::add_common;
 use crate::error;
+use crate::error::Stop;
 use crate::error::unsupported;
 use crate::event_loop::Waiter;
 use crate::filter;
@@ -88,6 +91,11 @@ pub fn run<T: Tool>(args: Vec<OsString>) -> u8 {
     match parse_and_run::<T>(args) {
         Ok(status) => status,
         Err(error) => {
+            if let Some(Stop::Answer(text)) = error.downcast_ref() {
+                // Nobody to tell when the reader has gone.
+                let _ = std::io::stdout().write_all(text.as_bytes());
+                return error::OK;
+            }
             complain(name, &format!("{error:#}"));
             error::status(&error)
         }
@@ -188,7 +196,7 @@ pub fn judge<T: Tool>(args: Vec<OsString>, kernel: &mut Kernel) -> Result<Judgem
     let (tool, _) = read_quietly::<T>(args)?;
     let mut storage = MaybeUninit::uninit();
     let open = builder::<T>(None)?.open(&mut storage).context("opening the object")?;
-    let programs = probe::programs(open.open_object());
+    let programs = probe::aimed(probe::programs(open.open_object()), &tool.ways());
     let (ways, refused) = possible(&tool, &programs, kernel)?;
     Ok(Judgement { ways, refused, programs })
 }
@@ -245,6 +253,20 @@ pub(crate) fn schema<T: Tool>(args: Vec<OsString>) -> Result<String> {
     let records = tool.records();
     let output = Output::new(&records, &common.choice)?;
     Ok(schema::of(name, &records, &output))
+}
+
+/// The records under these options (without the tool's name), as they are when the tool has looked
+/// at its options. What it would refuse is not refused: this is for documentation.
+///
+/// # Errors
+/// Usage errors that are seen before the tool looks.
+pub(crate) fn records<T: Tool>(args: &[&str]) -> Result<Records> {
+    let all = std::iter::once(<T::Bpf as Bpf>::NAME).chain(args.iter().copied());
+    let matches = command::<T>().try_get_matches_from(all)?;
+    let mut tool = T::from_arg_matches(&matches)?;
+    let mut common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
+    let _ = tool.check(&mut common);
+    Ok(tool.records())
 }
 
 /// Refuses options that choose what is traced, for `--from`. Of the tool's own, those are fine that
@@ -367,7 +389,7 @@ fn climb<T: Tool>(
         let own = common.btf.as_deref().map(KernelBtf::read).transpose().context("--btf")?;
         let types = globals::object_btf(open.open_object())
             .and_then(|object| kernel.subset(own.as_ref(), &object));
-        let programs = probe::programs(open.open_object());
+        let programs = probe::aimed(probe::programs(open.open_object()), &tool.ways());
         let (ways, impossible) = possible(tool, &programs, &mut kernel)?;
         impossible.iter().for_each(say);
         refused.extend(impossible);
@@ -485,8 +507,7 @@ fn attempt<T: Tool>(
         complain(name, remark);
     }
     if common.verbose {
-        let programs = [&way.programs[..], &way.by_hand, &way.optional].concat();
-        complain(name, &format!("way {}: {}", way.name, programs.join(" ")));
+        complain(name, &format!("way {}: {}", way.name, way.all().join(" ")));
     }
     let reader_state = state_offset.map(|offset| ReaderState::of(object, offset)).transpose()?;
     for text in cgroups.unmatched() {
@@ -519,6 +540,7 @@ fn prepare(
 ) -> Result<Vec<MapHandle>> {
     let tree = filter::filters_tree(common);
     let cgroups = cgroup_programs(common, watch);
+    let of_way = way.all();
     for mut program in open.progs_mut() {
         let name = program.name().to_string_lossy().into_owned();
         let name = name.as_str();
@@ -527,7 +549,7 @@ fn prepare(
         } else if cgroup_names::PROGRAMS.contains(&name) {
             cgroups.contains(&name)
         } else {
-            [&way.programs, &way.by_hand, &way.optional].iter().any(|of| of.contains(&name))
+            of_way.contains(&name)
         };
         program.set_autoload(wanted);
     }
@@ -590,7 +612,7 @@ fn attach(
             .find(|program| program.name() == name)
             .ok_or_else(|| format!("there is no program {name}"))?;
         let is_kprobe = program.section().to_string_lossy().starts_with('k');
-        let (link, return_probe) = hook_in(&program, &mut remarks)?;
+        let (link, return_probe) = hook_in(&program, way, &mut remarks)?;
         let program = program.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
         Ok(Attached { name, link, return_probe, program, is_kprobe })
     };
@@ -621,6 +643,23 @@ fn attach(
             Err(reason) => return Ok(Err(reason)),
         }
     }
+    let mut groups = Vec::new();
+    let mut left_out = way.left_out.clone();
+    for group in &way.groups {
+        match group.iter().map(|name| one(name)).collect::<Result<Vec<_>, _>>() {
+            Ok(hooked) => {
+                attached.extend(hooked);
+                groups.push(group.clone());
+            }
+            Err(reason) => left_out.push(reason),
+        }
+    }
+    if groups.is_empty() && !way.groups.is_empty() {
+        return Ok(Err(left_out.swap_remove(way.left_out.len())));
+    }
+    if common.verbose {
+        left_out.iter().for_each(|reason| complain(way.name, &format!("left out: {reason}")));
+    }
     let mut optional = Vec::new();
     for name in &way.optional {
         match one(name) {
@@ -640,17 +679,19 @@ fn attach(
         }
         held = Some(command);
     }
-    let way = Way { optional, ..way.clone() };
+    let way = Way { optional, groups, left_out, ..way.clone() };
     Ok(Ok(Hooked { attached, way, held, cgroups, remarks }))
 }
 
 /// Attaches a program; a return probe with room for many calls at once where that is possible.
 fn hook_in(
     program: &ProgramMut<'_>,
+    way: &Way,
     remarks: &mut Vec<String>,
 ) -> Result<(Link, Option<ReturnProbe>), String> {
     let mut remark = None;
-    if let Some(function) = kretprobe::function(program.section()) {
+    let section = probe::section(program.name(), program.section(), way);
+    if let Some(function) = kretprobe::function(OsStr::new(&section)) {
         match ReturnProbe::attach(program, function) {
             Ok((link, probe)) => return Ok((link, Some(probe))),
             Err(error) => {
@@ -661,11 +702,14 @@ fn hook_in(
             }
         }
     }
-    let section = program.section().to_string_lossy();
-    let link = match probe::hook(&section) {
+    let aimed = way.aims.iter().find(|aim| program.name() == aim.program);
+    let link = match (probe::hook(&section), aimed) {
         // Their sections have handlers of our own, which do not attach.
-        Hook::Function(_) | Hook::TypedTracepoint(_) => program.attach_trace(),
-        Hook::Other => program.attach(),
+        (Hook::Function(_) | Hook::TypedTracepoint(_), _) => program.attach_trace(),
+        (Hook::Other, Some(aim)) => {
+            program.attach_kprobe(section.starts_with("kret"), &aim.function)
+        }
+        (Hook::Other, None) => program.attach(),
     };
     let link = link.map_err(|error| explain(&format!("{error:#}")))?;
     remarks.extend(remark);

@@ -189,14 +189,8 @@ impl<'a> Session<'a> {
         }
         self.output.clock.restart();
         self.started = Instant::now();
-        let programs: Vec<String> = self
-            .way
-            .programs
-            .iter()
-            .chain(&self.way.by_hand)
-            .chain(&self.way.optional)
-            .map(|name| format!("\"{name}\""))
-            .collect();
+        let programs: Vec<String> =
+            self.way.all().iter().map(|name| format!("\"{name}\"")).collect();
         // Of the very moment that times since the start are counted from.
         let now = self.output.fields_at(self.output.clock.start());
         let ready = format!(
@@ -215,6 +209,7 @@ impl<'a> Session<'a> {
         }
         self.output.begin(records);
         self.output.flush()?;
+        sys::trim_memory();
         if let Some(fd) = self.common.ready_fd {
             let told = sys::adopt_fd(fd).and_then(|mut file| file.write_all(b"ready\n"));
             told.with_context(|| format!("--ready-fd {fd}"))?;
@@ -476,7 +471,8 @@ impl<'a> Session<'a> {
     /// count, or `None` when there were none of these.
     fn missed(&self) -> Option<u64> {
         // Of perf events the kernel does not say how often a program was already running.
-        let mut all_counted = self.way.by_hand.is_empty();
+        let by_asides: Vec<u64> = self.asides.iter().filter_map(|aside| aside.missed()).collect();
+        let mut all_counted = self.way.by_hand.is_empty() || !by_asides.is_empty();
         let mut known = |count: Option<u64>| {
             all_counted &= count.is_some();
             count.unwrap_or(0)
@@ -492,7 +488,7 @@ impl<'a> Session<'a> {
             )
         };
         let twins = || self.way.twins.iter().chain([&TREE_TWINS]);
-        let mut sum = 0;
+        let mut sum = by_asides.iter().sum();
         for attached in &self.attached {
             // Counted with its twin: at most the smaller number was skipped by both.
             if twins().any(|(first, _)| *first == attached.name) {

@@ -2,7 +2,7 @@
 
 //! The structs that every tool's kernel side shares with the library, as generated from
 //! `bpf/*.h`: `event_head`, `loss`, `filter_key` and the enums beside them, and those of block
-//! requests and stacks.
+//! requests, stacks and threads.
 
 // The skeleton's plumbing and the `Plain` implementations are unsafe by nature.
 #[allow(unsafe_code, missing_docs, unused, clippy::all, clippy::pedantic)]
@@ -21,3 +21,4 @@ pub use generated::types::loss as Loss;
 pub use generated::types::reader_state as ReaderState;
 pub use generated::types::stack_id as StackId;
 pub use generated::types::stack_key as StackKey;
+pub use generated::types::times_by as TimesBy;

@@ -19,12 +19,14 @@ use libbpf_rs::OpenObject;
 use crate::globals::set_constant;
 use crate::output::complain;
 use crate::output::until_nul;
+use crate::record::Kind;
 use crate::session::Event;
 use crate::shared::StackId;
 use crate::shared::StackKey;
 use crate::symbols::Symbols;
 use crate::symbols::tracing_frames;
 use crate::value::Frame;
+use crate::value::Type;
 use crate::value::Value;
 use crate::value::frame_text;
 
@@ -147,6 +149,23 @@ impl Shape {
     }
 }
 
+/// Adds the fields of both parts of a stack, as [`Stack::value`] gives them.
+#[must_use]
+pub fn with_fields(kind: Kind) -> Kind {
+    kind.field(
+        "kernel_stack",
+        Type::Stack,
+        "The kernel's part; empty when the program itself ran, null when it was not asked for or \
+         could not be kept.",
+    )
+    .field(
+        "user_stack",
+        Type::Stack,
+        "The program's part; empty for kernel threads, null when it was not asked for or could not \
+         be kept.",
+    )
+}
+
 /// The stacks that the kernel side has sent.
 #[derive(Default)]
 pub struct Stacks {
@@ -203,6 +222,12 @@ pub enum Taken {
     AtInterrupt,
     /// By a program on a tracepoint: the frames of tracing itself are on top.
     AtTracepoint,
+}
+
+/// Whether a record of the ring buffer is a stack, in a tool that also sends events: its number
+/// has a bit that no time has (`STACK_MARK` of `bpf/stack.h`).
+pub fn is_stack(record: Event<'_>) -> bool {
+    record.body::<u64>().is_ok_and(|first| first >> 63 == 1)
 }
 
 impl Stacks {

@@ -35,6 +35,7 @@ use nix::unistd::ForkResult;
 use nix::unistd::Uid;
 use nix::unistd::pipe2;
 
+use crate::output::until_nul;
 use crate::privileges;
 
 /// The first signal that asked the tool to end; 0 = none.
@@ -70,6 +71,15 @@ pub fn catch_signals() -> Result<EventFd> {
         unsafe { sigaction(signal, &action) }.context("sigaction")?;
     }
     Ok(wake)
+}
+
+/// Gives back to the system what the start needed and has freed: kernel types, megabytes of them.
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: works on the C library's own lists, which are whole: nobody is inside the allocator.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// The name of the signal that asked the tool to end.
@@ -164,6 +174,46 @@ pub fn program_counts(program: BorrowedFd<'_>) -> Option<ProgramCounts> {
     })
 }
 
+/// The BTF of a loaded module. Needs `CAP_SYS_ADMIN`.
+///
+/// # Errors
+/// Fails when the caller may not, and when the module is not loaded or has none.
+pub fn module_btf(module: &str) -> io::Result<OwnedFd> {
+    let mut id = 0;
+    loop {
+        // SAFETY: plain system calls; the first writes one number.
+        let err = unsafe { libbpf_sys::bpf_btf_get_next_id(id, &raw mut id) };
+        if err != 0 {
+            return Err(io::Error::from_raw_os_error(-err));
+        }
+        // SAFETY: as above.
+        let fd = unsafe { libbpf_sys::bpf_btf_get_fd_by_id(id) };
+        if fd < 0 {
+            // Gone since.
+            continue;
+        }
+        // SAFETY: the kernel just returned it to us.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut name = [0u8; 64];
+        // SAFETY: all zeros is a valid bpf_btf_info: it asks for nothing.
+        let mut info: libbpf_sys::bpf_btf_info = unsafe { mem::zeroed() };
+        info.name = name.as_mut_ptr() as u64;
+        info.name_len = u32::try_from(name.len()).unwrap_or(0);
+        let mut size = u32::try_from(size_of_val(&info)).unwrap_or(0);
+        // SAFETY: the kernel fills at most `size` bytes of `info`, and the name it points to.
+        let err = unsafe {
+            libbpf_sys::bpf_obj_get_info_by_fd(
+                fd.as_raw_fd(),
+                (&raw mut info).cast(),
+                &raw mut size,
+            )
+        };
+        if err == 0 && info.kernel_btf != 0 && until_nul(&name) == module.as_bytes() {
+            return Ok(fd);
+        }
+    }
+}
+
 /// Lets the kernel measure how long programs run, until the descriptor is closed; each run then
 /// costs some tens of nanoseconds more. Needs `CAP_SYS_ADMIN`.
 ///
@@ -179,7 +229,8 @@ pub fn enable_run_time() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// How many probe hits the kernel itself missed on a perf-event link (kprobe, kretprobe);
+/// How many probe hits the kernel itself missed on a kprobe.multi link or on a perf-event link
+/// (kprobe, kretprobe);
 /// `None` where it does not tell: before 6.6 such links are not described at all (1b715e1b0ec5),
 /// and 6.6 itself describes them without the count, which then reads as 0 (3acf8ace6823, 6.7).
 pub fn link_misses(link: BorrowedFd<'_>) -> Option<u64> {
@@ -192,7 +243,14 @@ pub fn link_misses(link: BorrowedFd<'_>) -> Option<u64> {
     let err = unsafe {
         libbpf_sys::bpf_obj_get_info_by_fd(link.as_raw_fd(), (&raw mut info).cast(), &raw mut size)
     };
-    if err != 0 || info.type_ != libbpf_sys::BPF_LINK_TYPE_PERF_EVENT {
+    if err != 0 {
+        return None;
+    }
+    if info.type_ == libbpf_sys::BPF_LINK_TYPE_KPROBE_MULTI {
+        // SAFETY: the link type says which member of the union the kernel filled.
+        return Some(unsafe { info.__bindgen_anon_1.kprobe_multi.missed });
+    }
+    if info.type_ != libbpf_sys::BPF_LINK_TYPE_PERF_EVENT {
         return None;
     }
     // SAFETY: the link type says which member of the union the kernel filled, and the event type

@@ -17,6 +17,8 @@ use nix::time::clock_gettime;
 pub enum TimeFormat {
     /// Local `HH:MM:SS`.
     Wall,
+    /// The same in UTC.
+    Utc,
     /// RFC 3339 with nanoseconds and offset.
     Iso,
     /// Seconds since 1970-01-01 UTC.
@@ -31,8 +33,9 @@ pub enum TimeFormat {
 
 impl TimeFormat {
     /// The names that `--time-format` takes.
-    pub const NAMES: [(&'static str, Self); 6] = [
+    pub const NAMES: [(&'static str, Self); 7] = [
         ("wall", Self::Wall),
+        ("utc", Self::Utc),
         ("iso", Self::Iso),
         ("epoch", Self::Epoch),
         ("since-start", Self::SinceStart),
@@ -196,6 +199,13 @@ impl Clock {
                 out.extend_from_slice(self.local.get(11..).unwrap_or("").as_bytes());
                 push_fraction(out, u64::from(ns), decimals);
             }
+            TimeFormat::Utc => {
+                let (seconds, ns) = self.wall(boot_ns);
+                let of_day = seconds.rem_euclid(86_400);
+                let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+                out.extend_from_slice(format!("{hour:02}:{minute:02}:{second:02}").as_bytes());
+                push_fraction(out, u64::from(ns), decimals);
+            }
             TimeFormat::Iso => self.push_iso(out, boot_ns),
             TimeFormat::Epoch => {
                 let (seconds, ns) = self.wall(boot_ns);
@@ -264,6 +274,7 @@ mod tests {
         let boot = 7 * SECOND + 123_456_789;
         assert_eq!(show(boot, TimeFormat::Wall, 0), "03:04:05");
         assert_eq!(show(boot, TimeFormat::Wall, 3), "03:04:05.123");
+        assert_eq!(show(boot, TimeFormat::Utc, 3), "03:04:05.123");
         assert_eq!(show(boot, TimeFormat::Iso, 0), "2026-01-02T03:04:05.123456789+00:00");
         assert_eq!(show(boot, TimeFormat::Epoch, 0), "1767323045.123456789");
         assert_eq!(show(boot, TimeFormat::SinceStart, 3), "2.123");

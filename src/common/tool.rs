@@ -46,6 +46,24 @@ pub struct Way {
     pub by_tracepoint: Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)>,
     /// Programs of which the second does what the kernel skipped of the first: bpf/twin.h.
     pub twins: Vec<(&'static str, &'static str)>,
+    /// Programs that are of use only together, and are left out together where the kernel lacks
+    /// what one of them attaches to. Where there are groups, one must be there.
+    pub groups: Vec<Vec<&'static str>>,
+    /// Programs whose function is another one than their section names.
+    pub aims: Vec<Aim>,
+    /// Why groups are left out, once that has been settled.
+    pub left_out: Vec<String>,
+}
+
+/// What a program attaches to that is chosen at run time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aim {
+    /// The program.
+    pub program: &'static str,
+    /// The kernel function.
+    pub function: String,
+    /// The module that has it where the kernel itself has not.
+    pub module: &'static str,
 }
 
 impl Way {
@@ -59,7 +77,17 @@ impl Way {
             lacking: Vec::new(),
             by_tracepoint: Vec::new(),
             twins: Vec::new(),
+            groups: Vec::new(),
+            aims: Vec::new(),
+            left_out: Vec::new(),
         }
+    }
+
+    /// All of its programs, whether they are there or not.
+    pub fn all(&self) -> Vec<&'static str> {
+        let groups = self.groups.iter().flatten();
+        let one_by_one = [&self.programs, &self.by_hand, &self.optional].into_iter().flatten();
+        one_by_one.chain(groups).copied().collect()
     }
 
     /// Adds programs that the tool attaches itself, in [`Tool::attach`].
@@ -73,6 +101,27 @@ impl Way {
     #[must_use]
     pub fn optional(mut self, programs: &[&'static str]) -> Self {
         self.optional.extend(programs);
+        self
+    }
+
+    /// Adds programs that are left out together: see [`Way::groups`].
+    #[must_use]
+    pub fn group(mut self, programs: &[&'static str]) -> Self {
+        self.groups.push(programs.to_vec());
+        self
+    }
+
+    /// Says which function one of its programs attaches to: a fentry, fexit, kprobe or kretprobe
+    /// program, whose section then names only an example. `module` has it where the kernel itself
+    /// has not.
+    #[must_use]
+    pub fn aim(
+        mut self,
+        program: &'static str,
+        function: impl Into<String>,
+        module: &'static str,
+    ) -> Self {
+        self.aims.push(Aim { program, function: function.into(), module });
         self
     }
 
@@ -175,6 +224,9 @@ pub trait Tool: clap::Args + Sized + 'static {
     const TABLE: Option<Table> = None;
     /// Other names of the tool.
     const ALIASES: &'static [Alias] = &[];
+    /// Arguments for where a user gives none and it cannot do without (doctor, tests over all
+    /// tools): something that can be traced on any machine, and rarely happens.
+    const NEEDS: &'static [&'static str] = &[];
     /// Common options that make no sense here, each with the reason as a sentence's end: "it
     /// counts requests, not calls".
     const REFUSED: &'static [(&'static str, &'static str)] = &[];

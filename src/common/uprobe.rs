@@ -38,7 +38,7 @@ pub struct Function {
     pub symbol: &'static str,
     /// The program at its beginning.
     pub enter: &'static str,
-    /// The program at its end.
+    /// The program at its end; empty = none.
     pub exit: &'static str,
 }
 
@@ -46,14 +46,17 @@ pub struct Function {
 struct Hook {
     symbol: &'static str,
     enter: OwnedFd,
-    exit: OwnedFd,
+    exit: Option<OwnedFd>,
 }
+
+/// Chooses files by their names.
+type Wanted = Box<dyn Fn(&[u8]) -> bool>;
 
 /// Uprobes in every copy of a library; see the module.
 pub struct Libraries {
     hooks: Vec<Hook>,
     /// Whether a file of this name may be such a library.
-    is_wanted: fn(&[u8]) -> bool,
+    is_wanted: Wanted,
     /// Only what these processes have mapped; empty = all.
     only: Vec<u32>,
     records: Vec<Records>,
@@ -76,7 +79,7 @@ impl Libraries {
         file: &File,
         only: &[u32],
     ) -> Result<Self> {
-        let mut libraries = Self::new(object, functions, |_| false, only)?;
+        let mut libraries = Self::new(object, functions, Box::new(|_| false), only)?;
         let pids = if only.is_empty() { vec![0] } else { only.to_vec() };
         for pid in pids {
             libraries.probe(file, pid).context("attaching uprobes")?;
@@ -93,10 +96,10 @@ impl Libraries {
     pub fn everywhere(
         object: &Object,
         functions: &[Function],
-        is_wanted: fn(&[u8]) -> bool,
+        is_wanted: impl Fn(&[u8]) -> bool + 'static,
         only: &[u32],
     ) -> Result<Self> {
-        let mut libraries = Self::new(object, functions, is_wanted, only)?;
+        let mut libraries = Self::new(object, functions, Box::new(is_wanted), only)?;
         libraries.arrivals = Arrivals::listen().ok();
         // First the records, so that nothing can be mapped in between unseen.
         libraries.records = cpus::online().into_iter().map(Records::open).collect::<Result<_>>()?;
@@ -116,7 +119,7 @@ impl Libraries {
     fn new(
         object: &Object,
         functions: &[Function],
-        is_wanted: fn(&[u8]) -> bool,
+        is_wanted: Wanted,
         only: &[u32],
     ) -> Result<Self> {
         let program = |name: &str| {
@@ -128,7 +131,10 @@ impl Libraries {
             Ok(Hook {
                 symbol: function.symbol,
                 enter: program(function.enter)?,
-                exit: program(function.exit)?,
+                exit: match function.exit {
+                    "" => None,
+                    name => Some(program(name)?),
+                },
             })
         };
         Ok(Self {
@@ -181,7 +187,8 @@ impl Libraries {
         for (index, offset) in function_offsets(file, &names).unwrap_or_default() {
             let hook = &self.hooks[index];
             // The end first: of a call whose beginning is seen the end is seen too.
-            for (program, is_return) in [(&hook.exit, true), (&hook.enter, false)] {
+            let programs = hook.exit.iter().map(|exit| (exit, true)).chain([(&hook.enter, false)]);
+            for (program, is_return) in programs {
                 self.probes.push(perf::uprobe(&path, offset, is_return, pid, program.as_fd())?);
             }
         }
@@ -267,9 +274,23 @@ fn part(file: &File, start: u64, size: u64) -> Option<Vec<u8>> {
 }
 
 /// Where in the file these functions begin: each with its index in `names`, and each place once.
-/// From the tables of symbols of a 64-bit ELF file; `None` for what is none. The file is read, not
-/// mapped, because its owner may make it shorter at any time.
 fn function_offsets(file: &File, names: &[&str]) -> Option<Vec<(usize, u64)>> {
+    let mut found: Vec<(usize, u64)> = Vec::new();
+    for_each_function(file, &mut |name, offset| {
+        let index = names.iter().position(|known| known.as_bytes() == name);
+        if let Some(index) = index
+            && !found.iter().any(|(_, known)| *known == offset)
+        {
+            found.push((index, offset));
+        }
+    })?;
+    Some(found)
+}
+
+/// Calls `each` with the name of every function of a file and where in the file it begins: from the
+/// tables of symbols of a 64-bit ELF file; `None` for what is none. A function may have several
+/// names. The file is read, not mapped, because its owner may make it shorter at any time.
+pub fn for_each_function(file: &File, each: &mut dyn FnMut(&[u8], u64)) -> Option<()> {
     const LOAD: u32 = 1;
     const TABLES: [u32; 2] = [2, 11];
     const FUNCTION: u8 = 2;
@@ -290,7 +311,6 @@ fn function_offsets(file: &File, names: &[&str]) -> Option<Vec<(usize, u64)>> {
             holds.then(|| u64_at(segment, 8)?.checked_add(inside)).flatten()
         })
     };
-    let mut found: Vec<(usize, u64)> = Vec::new();
     for section in sections.chunks_exact(64) {
         if !TABLES.contains(&u32_at(section, 4)?) {
             continue;
@@ -302,18 +322,12 @@ fn function_offsets(file: &File, names: &[&str]) -> Option<Vec<(usize, u64)>> {
             let is_function = symbol[4] & 15 == FUNCTION && u16_at(symbol, 6)? != 0;
             let text = texts.get(u32_at(symbol, 0)? as usize..).filter(|_| is_function);
             let Some(text) = text else { continue };
-            let name = text.split(|b| *b == 0).next().unwrap_or_default();
-            let Some(index) = names.iter().position(|known| known.as_bytes() == name) else {
-                continue;
-            };
-            if let Some(offset) = place(u64_at(symbol, 8)?)
-                && !found.iter().any(|(_, known)| *known == offset)
-            {
-                found.push((index, offset));
+            if let Some(offset) = place(u64_at(symbol, 8)?) {
+                each(text.split(|b| *b == 0).next().unwrap_or_default(), offset);
             }
         }
     }
-    Some(found)
+    Some(())
 }
 
 #[cfg(test)]

@@ -158,8 +158,14 @@ pub enum Format {
     Plain,
     /// Octal, with leading zeros up to this width.
     Octal(usize),
+    /// Hexadecimal, with 0x.
+    Hex,
+    /// Nanoseconds as seconds with this many decimals.
+    Seconds(usize),
     /// Nanoseconds as milliseconds with this many decimals.
     Millis(usize),
+    /// Nanoseconds as microseconds with this many decimals.
+    Micros(usize),
     /// Bytes as whole units of 1,024.
     Kib,
     /// Bytes as units of 1,024, with this many decimals.
@@ -206,13 +212,59 @@ fn push_flags(out: &mut Vec<u8>, table: &[Flag], bits: u64) {
 
 /// Appends milliseconds with `decimals` from nanoseconds, rounded.
 pub(crate) fn push_millis(out: &mut Vec<u8>, ns: u64, decimals: usize) {
-    let unit = 10u64.pow(6 - u32::try_from(decimals.min(6)).unwrap_or(6));
+    push_time(out, ns, 6, decimals);
+}
+
+/// Appends units of `10^power` nanoseconds with `decimals`, at most that many, rounded.
+fn push_time(out: &mut Vec<u8>, ns: u64, power: usize, decimals: usize) {
+    let decimals = decimals.min(power);
+    let ten_to = |power: usize| 10u64.pow(u32::try_from(power).unwrap_or(0));
+    let (unit, whole) = (ten_to(power - decimals), ten_to(decimals));
     let scaled = ns.saturating_add(unit / 2) / unit;
-    let per_ms = 1_000_000 / unit;
-    push_uint(out, scaled / per_ms);
-    if decimals > 0 {
-        let fraction = scaled % per_ms;
-        out.extend_from_slice(format!(".{fraction:0decimals$}").as_bytes());
+    push_uint(out, scaled / whole);
+    push_fraction(out, scaled % whole, decimals);
+}
+
+/// Appends a point and so many decimals of a number that stands behind it; nothing for no decimals.
+fn push_fraction(out: &mut Vec<u8>, mut fraction: u64, decimals: usize) {
+    if decimals == 0 {
+        return;
+    }
+    out.push(b'.');
+    let start = out.len();
+    for _ in 0..decimals {
+        // A digit.
+        out.push(b'0' + (fraction % 10) as u8);
+        fraction /= 10;
+    }
+    out[start..].reverse();
+}
+
+/// Appends KiB with `decimals` from bytes, rounded to the nearest, and of two to the even one.
+fn push_kib(out: &mut Vec<u8>, bytes: u64, decimals: usize) {
+    let per_kib = 10u128.pow(u32::try_from(decimals.min(10)).unwrap_or(10));
+    let scaled = u128::from(bytes) * per_kib;
+    let (mut number, rest) = (scaled / 1024, scaled % 1024);
+    if rest > 512 || (rest == 512 && number % 2 == 1) {
+        number += 1;
+    }
+    push_uint(out, u64::try_from(number / per_kib).unwrap_or(u64::MAX));
+    push_fraction(out, u64::try_from(number % per_kib).unwrap_or(0), decimals.min(10));
+}
+
+/// Appends an address.
+fn push_ip(out: &mut Vec<u8>, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => {
+            for (i, octet) in ip.octets().into_iter().enumerate() {
+                if i > 0 {
+                    out.push(b'.');
+                }
+                push_uint(out, octet.into());
+            }
+        }
+        // What is left out of it is a science of its own.
+        IpAddr::V6(ip) => out.extend_from_slice(ip.to_string().as_bytes()),
     }
 }
 
@@ -236,12 +288,12 @@ impl Value<'_> {
             },
             Value::Uint(n) | Value::Id(n) => match format {
                 Format::Octal(width) => out.extend_from_slice(format!("{n:0width$o}").as_bytes()),
+                Format::Hex => out.extend_from_slice(format!("0x{n:x}").as_bytes()),
+                Format::Seconds(decimals) => push_time(out, n, 9, decimals),
                 Format::Millis(decimals) => push_millis(out, n, decimals),
+                Format::Micros(decimals) => push_time(out, n, 3, decimals),
                 Format::Kib => push_uint(out, n / 1024),
-                Format::KibWith(decimals) => {
-                    // Of a number below 2^53 exact to more digits than are shown.
-                    out.extend_from_slice(format!("{:.decimals$}", n as f64 / 1024.0).as_bytes());
-                }
+                Format::KibWith(decimals) => push_kib(out, n, decimals),
                 _ => push_uint(out, n),
             },
             Value::Str(text) => {
@@ -270,7 +322,7 @@ impl Value<'_> {
                 }
                 _ => return escape::text(out, names.as_bytes()),
             },
-            Value::Ip(ip) => out.extend_from_slice(ip.to_string().as_bytes()),
+            Value::Ip(ip) => push_ip(out, ip),
             Value::Stack(frames) => {
                 for (i, frame) in frames.iter().enumerate() {
                     if i > 0 {
@@ -323,7 +375,11 @@ impl Value<'_> {
                 key(out, name, "_raw");
                 push_uint(out, bits);
             }
-            Value::Ip(ip) => out.extend_from_slice(format!("\"{ip}\"").as_bytes()),
+            Value::Ip(ip) => {
+                out.push(b'"');
+                push_ip(out, ip);
+                out.push(b'"');
+            }
             Value::Stack(frames) => stack_json(out, frames),
         }
         // A field's company must not depend on whether it could be read.
@@ -534,6 +590,14 @@ mod tests {
         assert_eq!(text(Value::Uint(999_999_999), Format::Millis(0)), "1000");
         assert_eq!(text(Value::Uint(3 * 1024 + 1023), Format::Kib), "3");
         assert_eq!(text(Value::Uint(1536), Format::KibWith(2)), "1.50");
+        for bytes in (0..5000).chain([1 << 40, (1 << 40) + 5]) {
+            let exact = format!("{:.2}", bytes as f64 / 1024.0);
+            assert_eq!(text(Value::Uint(bytes), Format::KibWith(2)), exact);
+        }
+        for address in ["127.0.0.1", "0.0.0.0", "255.25.2.0", "::1", "2001:db8::1"] {
+            let ip = address.parse().expect("an address");
+            assert_eq!(text(Value::Ip(ip), Format::Plain), address);
+        }
         assert_eq!(text(Value::Int(-5), Format::Plain), "-5");
         assert_eq!(json(Value::Id(u64::MAX), Type::Id)["x"], "18446744073709551615");
     }

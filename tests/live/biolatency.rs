@@ -5,10 +5,6 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::io::Read as _;
-use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::fs::symlink;
@@ -23,12 +19,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use io_uring::IoUring;
-use io_uring::opcode;
-use io_uring::types;
 use nix::libc;
-use nix::sys::signal::Signal;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 
 use crate::support::Case;
 use crate::support::Cgroup;
@@ -36,12 +27,14 @@ use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::Running;
 use crate::support::assert_time;
-use crate::support::command;
-use crate::support::disk::BLOCK;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
+use crate::support::disk::read_at_once;
+use crate::support::go;
 use crate::support::scratch;
 use crate::support::start;
+use crate::support::text::assert_usage_errors;
+use crate::support::text::text_run;
 
 pub const CASES: &[Case] = &[
     Case::new("every request once, by disk and flags", by_disk_and_flags),
@@ -207,10 +200,6 @@ fn waiting(mut command: Command) -> Child {
     command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a child")
 }
 
-fn go(child: &mut Child) {
-    child.stdin.take().expect("piped").write_all(b"\n").expect("go");
-}
-
 fn shell(script: &str, args: &[&str]) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", script, "sh"]).args(args);
@@ -299,8 +288,6 @@ fn merges() -> Outcome {
         Err(error) => return Outcome::Skipped(format!("io_uring is not available: {error}")),
     };
     let direct = Direct::open(&disk.path());
-    let mut memory = vec![0u8; 33 * BLOCK];
-    let start_of = memory.as_ptr().align_offset(BLOCK);
     let own = std::process::id().to_string();
     let tools = [
         start("biolatency", &["-D", "-d", &disk.name, "--pid", &own]),
@@ -310,18 +297,7 @@ fn merges() -> Outcome {
     ];
     let (before, merged_before) = disk.statistics();
     for _ in 0..10 {
-        for block in (0..32).rev() {
-            let at = memory[start_of + block * BLOCK..].as_mut_ptr();
-            let fd = types::Fd(direct.file.as_raw_fd());
-            let length = u32::try_from(BLOCK).expect("small");
-            let entry = opcode::Read::new(fd, at, length).offset(number(block * BLOCK)).build();
-            // SAFETY: the memory outlives the reads, which are waited for.
-            unsafe { ring.submission().push(&entry).expect("room") };
-        }
-        ring.submit_and_wait(32).expect("submit");
-        for done in ring.completion() {
-            assert_eq!(done.result(), i32::try_from(BLOCK).expect("small"));
-        }
+        read_at_once(&mut ring, &direct, &(0..32).rev().collect::<Vec<_>>());
     }
     let (after, merged_after) = disk.statistics();
     let (requests, merged) = (after[0] - before[0], merged_after[0] - merged_before[0]);
@@ -489,21 +465,6 @@ fn partition() -> Outcome {
     Outcome::Passed
 }
 
-/// Runs the tool in text form around `act`, and returns its lines.
-fn text_run(args: &[&str], act: impl FnOnce()) -> Vec<String> {
-    let mut child = command("biolatency", args).stdout(Stdio::piped()).spawn().expect("biolatency");
-    let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
-    let mut text = String::new();
-    // The banner comes when everything is attached.
-    stdout.read_line(&mut text).expect("the banner");
-    act();
-    let pid = i32::try_from(child.id()).expect("pid");
-    kill(Pid::from_raw(pid), Signal::SIGTERM).expect("kill");
-    stdout.read_to_string(&mut text).expect("text");
-    assert!(child.wait().expect("wait").success());
-    text.lines().map(String::from).collect()
-}
-
 fn text() -> Outcome {
     const BANNER: &str = "Tracing block device I/O... Hit Ctrl-C to end.";
     let disk = Disk::any();
@@ -520,12 +481,13 @@ fn text() -> Outcome {
             .sum()
     };
 
-    let plain = text_run(&["-d", &disk.name], || (0..9).for_each(|i| direct.read(i)));
+    let plain =
+        text_run("biolatency", &["-d", &disk.name], 1, || (0..9).for_each(|i| direct.read(i)));
     assert_eq!(plain[..4], [BANNER, "", "", &head("usecs")], "{plain:?}");
     assert_eq!(rows(&plain), 9);
 
     let args = ["-TmeDF", "-d", &disk.name];
-    let keyed = text_run(&args, || {
+    let keyed = text_run("biolatency", &args, 1, || {
         (0..4).for_each(|i| direct.write(i));
         direct.flush();
     });
@@ -547,27 +509,32 @@ fn text() -> Outcome {
     assert_eq!(words[6..], ["msecs", "count:", "5"], "{last}");
 
     // -D alone ends its line with the tab.
-    let by_disk = text_run(&["-D", "-d", &disk.name], || direct.read(0));
+    let by_disk = text_run("biolatency", &["-D", "-d", &disk.name], 1, || direct.read(0));
     assert_eq!(by_disk[2], format!("disk = {}\t", disk.name), "{by_disk:?}");
+
+    let json = text_run("biolatency", &["-j", "-d", &disk.name], 1, || direct.read(0));
+    let types: Vec<_> = json
+        .iter()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line)["type"].clone())
+        .collect();
+    assert_eq!(types, ["ready", "histogram", "report", "end"], "{json:?}");
     Outcome::Passed
 }
 
 fn usage_errors() -> Outcome {
-    for args in [
-        &["0"][..],
-        &["abc"],
-        &["-1"],
-        &["5x"],
-        &["1", "0"],
-        &["1", "-2"],
-        &["-d", "no-such-disk"],
-        &["-d", ""],
-        &["-d", "../block"],
-    ] {
-        let output = command("biolatency", args).output().expect("biolatency");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
-    }
+    assert_usage_errors(
+        "biolatency",
+        &[
+            &["0"][..],
+            &["abc"],
+            &["-1"],
+            &["5x"],
+            &["1", "0"],
+            &["1", "-2"],
+            &["-d", "no-such-disk"],
+            &["-d", ""],
+            &["-d", "../block"],
+        ],
+    );
     Outcome::Passed
 }

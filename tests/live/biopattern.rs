@@ -2,25 +2,19 @@
 
 //! biopattern against requests whose order is known.
 
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::io::Read as _;
 use std::path::Path;
-use std::process::Stdio;
 
-use nix::sys::signal::Signal;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::Case;
 use crate::support::Finished;
 use crate::support::Outcome;
-use crate::support::command;
 use crate::support::disk::BLOCK;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
 use crate::support::start;
+use crate::support::text::assert_usage_errors;
+use crate::support::text::text_run;
 
 pub const CASES: &[Case] = &[
     Case::new("random and sequential", patterns),
@@ -100,6 +94,8 @@ fn intervals() -> Outcome {
     assert_eq!(row(&[6]), expected([1, 1, 0, 0]));
     assert_eq!(row(&[9]), expected([1, 0, 1, 100]));
     tool.stop().assert_clean();
+    let counted = start("biopattern", &["-d", &disk.name, "0.1", "2"]).finish();
+    assert_eq!((counted.of("report").count(), &counted.end()["reason"]), (2, &"count".into()));
     Outcome::Passed
 }
 
@@ -127,37 +123,27 @@ fn text() -> Outcome {
     ] {
         let own = own();
         let args = [args, &["-d", &disk.name, "-p", &own]].concat();
-        let mut child = command("biopattern", &args).stdout(Stdio::piped()).spawn().expect("spawn");
-        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let mut said = String::new();
-        // They come when everything is attached.
-        stdout.read_line(&mut said).expect("the banner");
-        let mut direct = Direct::open(&disk.path());
-        [3, 4, 5, 9, 10].into_iter().for_each(|block| direct.read(block));
-        kill(Pid::from_raw(i32::try_from(child.id()).expect("pid")), Signal::SIGTERM)
-            .expect("kill");
-        stdout.read_to_string(&mut said).expect("text");
-        assert!(child.wait().expect("wait").success());
-        let lines: Vec<&str> = said.lines().collect();
+        let lines = text_run("biopattern", &args, 1, || {
+            let mut direct = Direct::open(&disk.path());
+            [3, 4, 5, 9, 10].into_iter().for_each(|block| direct.read(block));
+        });
         let banner = "Tracing block device I/O requested seeks... Hit Ctrl-C to end.";
-        assert_eq!(lines[..2], [banner, header], "{said}");
-        assert_eq!(lines.len(), 3, "{said}");
+        assert_eq!(lines[..2], [banner, header], "{lines:?}");
+        assert_eq!(lines.len(), 3, "{lines:?}");
         let row = format!("{:<7} {:>5} {:>5} {:>8} {:>10}", disk.name, 25, 75, 5, 20);
-        assert!(lines[2].ends_with(&row), "{said}");
+        assert!(lines[2].ends_with(&row), "{lines:?}");
         let time = lines[2].strip_suffix(&row).expect("a row");
         let parts: Vec<_> = time.trim().split(':').map(str::len).collect();
         let expected = if args[0] == "-T" { vec![2, 2, 2] } else { vec![0] };
-        assert_eq!(parts, expected, "{said}");
+        assert_eq!(parts, expected, "{lines:?}");
     }
     Outcome::Passed
 }
 
 fn usage_errors() -> Outcome {
-    for args in [&["0"][..], &["abc"], &["-1"], &["1", "0"], &["-d", "no-such-disk"]] {
-        let output = command("biopattern", args).output().expect("biopattern");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
-    }
+    assert_usage_errors(
+        "biopattern",
+        &[&["0"][..], &["abc"], &["-1"], &["1", "0"], &["-d", "no-such-disk"]],
+    );
     Outcome::Passed
 }

@@ -5,10 +5,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::fs::File;
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::io::Read as _;
-use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::Child;
@@ -19,8 +15,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use io_uring::IoUring;
-use io_uring::opcode;
-use io_uring::types;
 use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
@@ -37,12 +31,16 @@ use crate::support::command;
 use crate::support::disk::BLOCK;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
+use crate::support::disk::read_at_once;
 use crate::support::gettid;
+use crate::support::go;
 use crate::support::kernel;
 use crate::support::patience;
 use crate::support::process;
 use crate::support::scratch;
 use crate::support::start;
+use crate::support::text::assert_usage_errors;
+use crate::support::text::text_run;
 
 pub const CASES: &[Case] = &[
     Case::new("every request once", every_request),
@@ -179,10 +177,6 @@ fn dd(cgroup: Option<&Cgroup>, args: &[&str]) -> Child {
     command.args(args).stdin(Stdio::piped()).spawn().expect("sh")
 }
 
-fn go(child: &mut Child) {
-    child.stdin.take().expect("piped").write_all(b"\n").expect("go");
-}
-
 /// Three processes at the same device at the same time, with a scheduler, so that kernel threads
 /// issue their requests: each is shown with its own, and filters let exactly those through.
 fn owners() -> Outcome {
@@ -250,23 +244,6 @@ fn owners() -> Outcome {
         }
     }
     Outcome::Passed
-}
-
-/// Submits reads of these blocks at once and waits for them.
-fn read_at_once(ring: &mut IoUring, direct: &Direct, blocks: &[usize]) {
-    let mut memory = vec![0u8; (blocks.len() + 1) * BLOCK];
-    let start_of = memory.as_ptr().align_offset(BLOCK);
-    for (i, block) in blocks.iter().enumerate() {
-        let at = memory[start_of + i * BLOCK..].as_mut_ptr();
-        let fd = types::Fd(direct.file.as_raw_fd());
-        let length = u32::try_from(BLOCK).expect("small");
-        let entry = opcode::Read::new(fd, at, length).offset(number(block * BLOCK)).build();
-        // SAFETY: the memory outlives the reads, which are waited for.
-        unsafe { ring.submission().push(&entry).expect("room") };
-    }
-    ring.submit_and_wait(blocks.len()).expect("submit");
-    let done: Vec<_> = ring.completion().map(|done| done.result()).collect();
-    assert_eq!(done, vec![i32::try_from(BLOCK).expect("small"); blocks.len()]);
 }
 
 /// Reads that are submitted at once, from the last block to the first and from the first to the
@@ -600,26 +577,11 @@ fn burst() -> Outcome {
     Outcome::Passed
 }
 
-/// Runs the tool in text form around `act`, and returns its lines.
-fn text_run(args: &[&str], act: impl FnOnce()) -> Vec<String> {
-    let mut child = command("biosnoop", args).stdout(Stdio::piped()).spawn().expect("biosnoop");
-    let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
-    let mut text = String::new();
-    // The header comes when everything is attached.
-    stdout.read_line(&mut text).expect("the header");
-    act();
-    let pid = i32::try_from(child.id()).expect("pid");
-    kill(Pid::from_raw(pid), Signal::SIGTERM).expect("kill");
-    stdout.read_to_string(&mut text).expect("text");
-    assert!(child.wait().expect("wait").success());
-    text.lines().map(String::from).collect()
-}
-
 fn text() -> Outcome {
     let disk = Disk::any();
     let mut direct = Direct::open(&disk.path());
     let own = std::process::id().to_string();
-    let lines = text_run(&["-d", &disk.name, "-p", &own], || {
+    let lines = text_run("biosnoop", &["-d", &disk.name, "-p", &own], 1, || {
         direct.write(2);
         direct.flush();
     });
@@ -645,7 +607,7 @@ fn text() -> Outcome {
     }
     assert!(lines[1].starts_with("0.000000    "), "{lines:?}");
 
-    let lines = text_run(&["-tQP", "-d", &disk.name, "-p", &own], || direct.read(7));
+    let lines = text_run("biosnoop", &["-tQP", "-d", &disk.name, "-p", &own], 1, || direct.read(7));
     assert_eq!(
         lines[0],
         "TIMESTAMP    COMM           PID     DISK    T    SECTOR     BYTES   P QUE(ms) LAT(ms)"
@@ -659,25 +621,23 @@ fn text() -> Outcome {
 }
 
 fn usage_errors() -> Outcome {
-    for args in [
-        &["0"][..],
-        &["abc"],
-        &["-1"],
-        &["5x"],
-        &["5", "6"],
-        &["5", "--duration", "6"],
-        &["-m", "0"],
-        &["-m", "x"],
-        &["-m", "-1"],
-        &["-d", "no-such-disk"],
-        &["-d", ""],
-        &["-c", "/no/such/cgroup"],
-    ] {
-        let output = command("biosnoop", args).output().expect("biosnoop");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
-    }
+    assert_usage_errors(
+        "biosnoop",
+        &[
+            &["0"][..],
+            &["abc"],
+            &["-1"],
+            &["5x"],
+            &["5", "6"],
+            &["5", "--duration", "6"],
+            &["-m", "0"],
+            &["-m", "x"],
+            &["-m", "-1"],
+            &["-d", "no-such-disk"],
+            &["-d", ""],
+            &["-c", "/no/such/cgroup"],
+        ],
+    );
     // The positional number is the duration.
     let started = Instant::now();
     let finished = start("biosnoop", &["0.3", "--comm", "bs-nobody"]).finish();

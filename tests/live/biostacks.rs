@@ -213,6 +213,15 @@ fn small_storage() -> Outcome {
     // Counted all the same.
     assert_eq!(count(&rows), 7);
     assert!(rows.iter().any(|row| row["key"]["kernel_stack"].is_null()), "{rows:?}");
+
+    let tool = start("biostacks", &["-d", &disk.name, "--perf-max-stack-depth", "4"]);
+    direct.read(2);
+    let finished = tool.stop();
+    finished.assert_clean();
+    let rows = of(&finished, &disk);
+    assert_eq!(count(&rows), 1);
+    // Less is left where the frames of tracing itself are among them.
+    assert!(names(&rows[0]["key"]["kernel_stack"]).len() <= 4, "{rows:?}");
     Outcome::Passed
 }
 
@@ -229,5 +238,7 @@ fn usage() -> Outcome {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
         assert!(stderr.lines().count() == 1 && stderr.contains(word), "{args:?}: {stderr}");
     }
+    let finished = start("biostacks", &["0.3", "--comm", "bs-nobody"]).finish();
+    assert_eq!(finished.end()["reason"], "duration");
     Outcome::Passed
 }

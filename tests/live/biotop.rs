@@ -18,6 +18,7 @@ use crate::support::disk::BLOCK;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
 use crate::support::start;
+use crate::support::text::assert_usage_errors;
 
 pub const CASES: &[Case] = &[
     Case::new("by process, disk and direction", counts),
@@ -118,6 +119,8 @@ fn intervals() -> Outcome {
         let own = seen.get(&(*pid, disk.name.clone(), "R".into()));
         assert_eq!(own, Some(&(70, bytes(70))), "{pid}");
     }
+    let counted = start("biotop", &["-d", &disk.name, "0.1", "2"]).finish();
+    assert_eq!((counted.of("report").count(), &counted.end()["reason"]), (2, &"count".into()));
     Outcome::Passed
 }
 
@@ -231,13 +234,17 @@ fn text() -> Outcome {
 }
 
 fn usage_errors() -> Outcome {
-    for args in
-        [&["0"][..], &["abc"], &["-1"], &["1", "0"], &["-s", "no-such"], &["-r", "0"], &["-d", "x"]]
-    {
-        let output = command("biotop", args).output().expect("biotop");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
-    }
+    assert_usage_errors(
+        "biotop",
+        &[
+            &["0"][..],
+            &["abc"],
+            &["-1"],
+            &["1", "0"],
+            &["-s", "no-such"],
+            &["-r", "0"],
+            &["-d", "x"],
+        ],
+    );
     Outcome::Passed
 }

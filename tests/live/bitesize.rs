@@ -3,24 +3,17 @@
 //! bitesize against requests of known sizes, by threads of known names.
 
 use std::collections::BTreeMap;
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::io::Read as _;
-use std::process::Stdio;
 use std::thread;
-
-use nix::sys::signal::Signal;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 
 use crate::support::Case;
 use crate::support::Finished;
 use crate::support::Outcome;
-use crate::support::command;
 use crate::support::disk::BLOCK;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
 use crate::support::start;
+use crate::support::text::assert_usage_errors;
+use crate::support::text::text_run;
 
 pub const CASES: &[Case] = &[
     Case::new("sizes by name", sizes),
@@ -72,7 +65,7 @@ fn buckets<const N: usize>(list: [(u64, u64); N]) -> BTreeMap<u64, u64> {
 }
 
 fn sizes() -> Outcome {
-    let disk = Disk::any();
+    let (disk, other) = (Disk::any(), Disk::any());
     // Where there is one: requests are then issued by a kernel thread.
     disk.scheduler("mq-deadline");
     let own = std::process::id().to_string();
@@ -85,6 +78,8 @@ fn sizes() -> Outcome {
     ];
     reads(&disk, "bz-one", [7, 5, 3, 2]);
     reads(&disk, "bz-two", [0, 11, 0, 0]);
+    // Not asked for by any of them.
+    reads(&other, "bz-one", [3, 0, 0, 0]);
     let [all, mine, one, two, nobody] = tools.map(|tool| of(&tool.stop()));
     let kib = |n: u64| n << 10;
     // A flush is a request of no bytes.
@@ -135,44 +130,33 @@ fn text() -> Outcome {
         ),
     ] {
         let args = [args, &["-d", &disk.name, "--pid", &own]].concat();
-        let mut child = command("bitesize", &args).stdout(Stdio::piped()).spawn().expect("spawn");
-        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let mut said = String::new();
-        // The banner comes when everything is attached.
-        stdout.read_line(&mut said).expect("the banner");
-        reads(&disk, "bz-t\x1bxt", [3, 0, 0, 0]);
-        kill(Pid::from_raw(i32::try_from(child.id()).expect("pid")), Signal::SIGTERM)
-            .expect("kill");
-        stdout.read_to_string(&mut said).expect("text");
-        assert!(child.wait().expect("wait").success());
-        let mut lines: Vec<&str> = said.lines().collect();
-        assert_eq!(lines[..2], [BANNER, ""], "{said}");
+        let act = || reads(&disk, "bz-t\x1bxt", [3, 0, 0, 0]);
+        let mut lines = text_run("bitesize", &args, 1, act);
+        assert_eq!(lines[..2], [BANNER, ""], "{lines:?}");
         if args[0] == "-T" {
             let time: Vec<_> = lines.remove(2).split(':').map(str::len).collect();
-            assert_eq!(time, [2, 2, 2], "{said}");
+            assert_eq!(time, [2, 2, 2], "{lines:?}");
         }
         let head = format!("     {unit:<19} : count    distribution");
-        assert_eq!(lines[2..5], ["", "Process Name = bz-t\\x1bxt", &head], "{said}");
-        assert_eq!(lines.last(), Some(&row), "{said}");
-        assert_eq!(lines.len(), 5 + if unit == "Kbytes" { 3 } else { 13 }, "{said}");
+        assert_eq!(lines[2..5], ["", "Process Name = bz-t\\x1bxt", &head], "{lines:?}");
+        assert_eq!(lines.last().map(String::as_str), Some(row), "{lines:?}");
+        assert_eq!(lines.len(), 5 + if unit == "Kbytes" { 3 } else { 13 }, "{lines:?}");
     }
     Outcome::Passed
 }
 
 fn usage_errors() -> Outcome {
-    for args in [
-        &["0"][..],
-        &["abc"],
-        &["-1"],
-        &["1", "0"],
-        &["-c", ""],
-        &["-c", "sixteen-letters-"],
-        &["-d", "no-such-disk"],
-    ] {
-        let output = command("bitesize", args).output().expect("bitesize");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
-    }
+    assert_usage_errors(
+        "bitesize",
+        &[
+            &["0"][..],
+            &["abc"],
+            &["-1"],
+            &["1", "0"],
+            &["-c", ""],
+            &["-c", "sixteen-letters-"],
+            &["-d", "no-such-disk"],
+        ],
+    );
     Outcome::Passed
 }

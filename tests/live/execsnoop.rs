@@ -2,6 +2,7 @@
 
 //! execsnoop against execs that the tests make.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::ffi::CString;
@@ -922,8 +923,11 @@ fn text_columns() -> Outcome {
     program(&path);
     let me = std::process::id().to_string();
     let started = Instant::now();
+    let pid = Cell::new(0);
     let act = || {
-        assert!(Command::new(&path).args(["one", "two"]).status().expect("exec").success());
+        let mut child = Command::new(&path).args(["one", "two"]).spawn().expect("exec");
+        pid.set(child.id());
+        assert!(child.wait().expect("wait").success());
         Command::new(directory.join("missing")).arg("x").status().expect_err("missing");
     };
     let line = format!("^{}/(prog|missing) ", text(&directory));
@@ -932,7 +936,8 @@ fn text_columns() -> Outcome {
     let plain = text_run(&args, act);
     assert_eq!(plain[0], "PCOMM            PID    PPID   RET ARGS");
     let first = row(&plain[1]);
-    assert_eq!((first[0].as_str(), &first[2], first[3].as_str()), ("prog", &me, "0"));
+    let pid = pid.get().to_string();
+    assert_eq!(first[..4], ["prog", &pid, &me, "0"]);
     assert_eq!(first[4..], [text(&path), "one", "two"]);
     let second = row(&plain[2]);
     let missing = directory.join("missing");
@@ -958,6 +963,8 @@ fn text_columns() -> Outcome {
             .is_some_and(|t| t.len() == t.find('.').expect("point") + 4)
     );
     assert!(line[at("UID")..].starts_with("0 ") && line[at(" COMM") + 1..].starts_with("prog "));
+    let cpu: usize = row(&line[at("CPU")..])[0].parse().expect("a CPU");
+    assert!(cpu < libbpf_rs::num_possible_cpus().expect("CPUs"), "{line}");
     let comm = fs::read_to_string("/proc/self/comm").expect("comm");
     assert!(line[at("PCOMM")..].starts_with(comm.trim_end()), "{line}");
     assert!(line.ends_with(&format!("{} one ...", text(&path))), "{line}");

@@ -5,13 +5,12 @@
 
 use std::fs;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
-use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::atomic::AtomicU32;
@@ -35,15 +34,19 @@ use crate::support::Running;
 use crate::support::binary;
 use crate::support::command;
 use crate::support::disk::Disk;
+use crate::support::go;
 use crate::support::patience;
+use crate::support::pinned::Pinned;
 use crate::support::scratch;
 use crate::support::start;
 use crate::support::start_command;
+use crate::support::wait_until_stopped;
 
 pub const CASES: &[Case] = &[
     Case::new("cgroups that are made later", later_cgroups),
     Case::new("process trees", trees),
     Case::new("users", users),
+    Case::new("pinned maps", pinned_maps),
     Case::new("containers by name and id", containers),
     Case::new("no tool shows what is not in the container", nobody),
     Case::new("cgroups and containers that are gone", gone),
@@ -214,10 +217,6 @@ fn trees() -> Outcome {
     Outcome::Passed
 }
 
-fn go(child: &mut Child) {
-    child.stdin.take().expect("piped").write_all(b"\n").expect("go");
-}
-
 fn users() -> Outcome {
     for work in works() {
         let as_user = |uid: u32, times: u32| {
@@ -235,6 +234,41 @@ fn users() -> Outcome {
         work.assert(one, 1, "--uid nobody");
         work.assert(two, 4, "--uid 65534,65533");
         work.assert(both, 0, "--uid and --comm");
+    }
+    Outcome::Passed
+}
+
+/// Cgroups and mount namespaces that somebody else keeps a list of, in a map that he has pinned.
+fn pinned_maps() -> Outcome {
+    for work in works() {
+        let cgroup = Cgroup::new(&format!("{}-pinned", work.tool));
+        let id = fs::metadata(&cgroup.path).expect("cgroup").ino().to_ne_bytes();
+        let cgroups = match Pinned::new(&id) {
+            Ok(cgroups) => cgroups,
+            Err(reason) => return Outcome::Skipped(reason),
+        };
+        // In a mount namespace of its own once it has said something.
+        let mut apart = Command::new("unshare")
+            .args(["--mount", "bash", "-c", &format!("echo; read go; N=9; {}", work.script)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare");
+        apart.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("it runs");
+        let namespace = fs::metadata(format!("/proc/{}/ns/mnt", apart.id())).expect("namespace");
+        let namespace = u32::try_from(namespace.ino()).expect("32 bits").to_ne_bytes();
+        let namespaces = Pinned::new(&namespace).expect("as before");
+        let by_cgroup = work.start(&["--cgroupmap", &cgroups.path()]);
+        let by_namespace = work.start(&["--mntnsmap", &namespaces.path()]);
+        work.run("", 1);
+        work.run(&enter(&cgroup.path), 3);
+        go(&mut apart);
+        assert!(apart.wait().expect("wait").success());
+        // Whoever keeps the map may change it while the tool runs.
+        cgroups.remove(&id);
+        work.run(&enter(&cgroup.path), 27);
+        work.assert(by_cgroup, 3, "--cgroupmap");
+        work.assert(by_namespace, 9, "--mntnsmap");
     }
     Outcome::Passed
 }
@@ -488,18 +522,6 @@ fn gone() -> Outcome {
     Outcome::Passed
 }
 
-fn wait_until_stopped(pid: u32) {
-    let until = Instant::now() + patience();
-    let stopped = || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
-        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
-    };
-    while !stopped() {
-        assert!(Instant::now() < until, "it does not stop");
-        thread::yield_now();
-    }
-}
-
 /// Of runtimes that write the file only after the cgroup; and of containerd, CRI-O and podman.
 fn late_names() -> Outcome {
     let work = works().into_iter().find(|work| work.tool == "opensnoop").expect("a work");
@@ -597,6 +619,28 @@ fn columns() -> Outcome {
     let own = fs::read_to_string("/proc/self/cgroup").expect("own cgroup");
     let own = own.lines().find_map(|line| line.strip_prefix("0::")).expect("v2");
     assert_eq!(shown, [["bs-column", path.as_str()], ["-", own]], "{text}");
+
+    // Rows of a table have the container as a field of their own.
+    let work = works().into_iter().find(|work| work.tool == "biolatency").expect("a work");
+    let script = format!("(N=2; {0}); {1}; N=3; {0}", work.script, enter(&fake.cgroup));
+    let args = ["60", "--fields", "+max_lat_ns,+container", "--", "bash", "-c", &script];
+    let output = machine.command("biotop", &work.all(&args)).output().expect("biotop");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let header = lines.by_ref().find(|words| words.first() == Some(&"PID")).expect("a header");
+    assert_eq!(header[6..], ["I/O", "Kbytes", "MAXms", "CONTAINER", "AVGms"]);
+    let mut rows: Vec<(&str, &str)> = lines
+        .take_while(|words| !words.is_empty())
+        .map(|words| {
+            let ms = |at: usize| words[at].parse::<f64>().expect("milliseconds");
+            // The longest is no shorter than the average.
+            assert!(ms(8) >= ms(10), "{text}");
+            (words[6], words[9])
+        })
+        .collect();
+    rows.sort_unstable();
+    assert_eq!(rows, [("2", "-"), ("3", "bs-column")], "{text}");
     Outcome::Passed
 }
 

@@ -20,6 +20,7 @@ use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::Running;
 use crate::support::command;
+use crate::support::compile::compile;
 use crate::support::patience;
 use crate::support::scratch;
 use crate::support::start;
@@ -94,12 +95,7 @@ int main(void)
 
 /// The program above, made with this compiler; `None` where there is none.
 fn build(compiler: &str, directory: &Path) -> Option<PathBuf> {
-    let (source, program) = (directory.join("lookup.c"), directory.join("lookup"));
-    fs::write(&source, LOOKUP).expect("source");
-    let built = Command::new(compiler).arg("-O2").arg("-o").arg(&program).arg(&source).output();
-    let built = built.ok()?;
-    assert!(built.status.success(), "{compiler}: {}", String::from_utf8_lossy(&built.stderr));
-    Some(program)
+    compile(compiler, directory, "lookup", LOOKUP, &["-O2"])
 }
 
 /// The program while it runs.
@@ -415,7 +411,20 @@ fn text() -> Outcome {
         lines.next().expect("a header").expect("UTF-8"),
         "TIME     PID     COMM             LATms      HOST"
     );
+    let fields = ["-p", &pid, "--limit", "1", "--fields", "+error,+address"];
+    let mut other =
+        command("gethostlatency", &fields).stdout(Stdio::piped()).spawn().expect("spawn");
+    let stdout = other.stdout.take().expect("piped");
+    let mut more = std::io::BufRead::lines(std::io::BufReader::new(stdout));
+    assert_eq!(
+        more.next().expect("a header").expect("UTF-8"),
+        "TIME     PID     COMM             LATms      ERROR          ADDRESS         HOST"
+    );
     lookups.look_up("gethostbyname nine.test");
+    let line = more.next().expect("a line").expect("UTF-8");
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[4..], ["0", "192.0.2.9", "nine.test"], "{line}");
+    assert!(other.wait().expect("wait").success());
     let line = lines.next().expect("a line").expect("UTF-8");
     let words: Vec<&str> = line.split_whitespace().collect();
     assert_eq!((words.len(), words[1], words[2], words[4]), (5, &*pid, "lookup", "nine.test"));

@@ -4,32 +4,24 @@
 
 use std::fs;
 use std::fs::File;
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::io::Read as _;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
-use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
 use nix::libc;
-use nix::sys::signal::Signal;
-use nix::sys::signal::kill;
 use nix::sys::stat::Mode;
 use nix::sys::stat::SFlag;
 use nix::sys::stat::makedev;
 use nix::sys::stat::mknod;
-use nix::unistd::Pid;
 
 use crate::support::Case;
 use crate::support::Finished;
 use crate::support::Outcome;
-use crate::support::command;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
 use crate::support::exact_time;
@@ -37,6 +29,8 @@ use crate::support::gettid;
 use crate::support::patience;
 use crate::support::process;
 use crate::support::start;
+use crate::support::text::assert_usage_errors;
+use crate::support::text::text_run;
 
 pub const CASES: &[Case] = &[
     // One after the other, since there is one array.
@@ -224,34 +218,23 @@ fn text() -> Outcome {
         (vec!["-p", &own], "TIME     PID     COMM             DEVICE"),
         (vec!["-l", "-p", &own], "TIME     PID     COMM             LAT(ms) DEVICE"),
     ] {
-        let mut child = command("mdflush", &args).stdout(Stdio::piped()).spawn().expect("spawn");
-        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let mut said = String::new();
-        for _ in 0..2 {
-            stdout.read_line(&mut said).expect("banner and header");
-        }
-        direct.flush();
-        kill(Pid::from_raw(i32::try_from(child.id()).expect("pid")), Signal::SIGTERM)
-            .expect("kill");
-        stdout.read_to_string(&mut said).expect("text");
-        assert!(child.wait().expect("wait").success());
-        let lines: Vec<&str> = said.lines().collect();
+        let lines = text_run("mdflush", &args, 2, || direct.flush());
         let banner = "Tracing md flush requests... Hit Ctrl-C to end.";
-        assert_eq!(lines[..2], [banner, header], "{said}");
-        assert_eq!(lines.len(), 3, "{said}");
+        assert_eq!(lines[..2], [banner, header], "{lines:?}");
+        assert_eq!(lines.len(), 3, "{lines:?}");
         let comm = fs::read_to_string("/proc/thread-self/comm").expect("comm");
         let middle = format!(" {own:<7} {:<16} ", comm.trim());
-        assert_eq!(lines[2].get(8..8 + middle.len()), Some(middle.as_str()), "{said}");
+        assert_eq!(lines[2].get(8..8 + middle.len()), Some(middle.as_str()), "{lines:?}");
         let time: Vec<_> = lines[2][..8].split(':').map(str::len).collect();
-        assert_eq!(time, [2, 2, 2], "{said}");
+        assert_eq!(time, [2, 2, 2], "{lines:?}");
         let rest: Vec<_> = lines[2][8 + middle.len()..].split_whitespace().collect();
         assert_eq!(
             (rest.last(), rest.len()),
             (Some(&array.name.as_str()), args.len() - 1),
-            "{said}"
+            "{lines:?}"
         );
         if let [latency, _] = rest[..] {
-            assert_eq!(latency.split('.').nth(1).map(str::len), Some(3), "{said}");
+            assert_eq!(latency.split('.').nth(1).map(str::len), Some(3), "{lines:?}");
         }
     }
     assert!(Path::new("/sys/block").join(&array.name).exists());
@@ -259,11 +242,6 @@ fn text() -> Outcome {
 }
 
 fn usage_errors() -> Outcome {
-    for args in [&["5"][..], &["-p", "0"], &["-d", "md0"]] {
-        let output = command("mdflush", args).output().expect("mdflush");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
-    }
+    assert_usage_errors("mdflush", &[&["5"][..], &["-p", "0"], &["-d", "md0"]]);
     Outcome::Passed
 }

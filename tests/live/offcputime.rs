@@ -159,12 +159,17 @@ fn kinds() -> Outcome {
         let flags = stat.rsplit_once(')')?.1.split_whitespace().nth(6)?.parse::<u32>().ok()?;
         Some(flags & 0x20_0000 != 0)
     };
-    for (option, wanted) in [("-k", true), ("-u", false)] {
+    for (option, order, wanted) in [("-k", "descending", true), ("-u", "ascending", false)] {
         let _napping = Burning::new(&["nap", "1", "1000000"]);
-        let finished = start("offcputime", &[option, "1.5"]).finish();
+        let finished = start("offcputime", &[option, "--sort", order, "1.5"]).finish();
         finished.assert_clean();
         let rows: Vec<&Value> = finished.of("row").collect();
         assert!(!rows.is_empty(), "{option}");
+        let mut times: Vec<u64> = rows.iter().map(|row| number(row, "off_ns")).collect();
+        if order == "descending" {
+            times.reverse();
+        }
+        assert!(times.is_sorted(), "{order}: {times:?}");
         for row in rows {
             assert!(is_kernel(row).is_none_or(|kernel| kernel == wanted), "{option}: {row}");
             assert!(!wanted || row["user_stack"] == serde_json::json!([]), "{row}");
@@ -263,6 +268,9 @@ fn text() -> Outcome {
     let (path, us) = line.rsplit_once(' ').expect("a number");
     assert!(path.starts_with("burner;") && path.ends_with(";__schedule"), "{line}");
     assert!(us.parse::<u64>().expect("us") >= 2000, "{line}");
+    let (address, _) = shown(&["-A", "-U", "-p", &pid, "0.5"]);
+    let is_nap = |line: &str| line.starts_with("    0x0000") && line.ends_with(" take_nap");
+    assert!(address.lines().any(is_nap), "{address}");
     Outcome::Passed
 }
 
@@ -274,6 +282,17 @@ fn small_storage() -> Outcome {
     assert!(finished.stderr.contains("Consider increasing --stack-storage-size."));
     // The time itself is not lost.
     assert!(finished.of("row").map(|row| number(row, "off_ns")).sum::<u64>() > 0);
+    // Two threads, and room for one; of its stacks a frame each.
+    let other = Burning::new(&["nap", "1", "1000000"]);
+    let both = format!("{pid},{}", other.pid());
+    let small = ["--hash-storage-size", "1", "--perf-max-stack-depth", "1", "-p", &both, "1"];
+    let finished = start("offcputime", &small).finish();
+    assert!(finished.end()["map_full"].as_u64() > Some(0), "{}", finished.end());
+    let rows: Vec<&Value> = finished.of("row").collect();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    for stack in ["user_stack", "kernel_stack"] {
+        assert!(names(&rows[0][stack]).len() <= 1, "{rows:?}");
+    }
     Outcome::Passed
 }
 

@@ -2,6 +2,7 @@
 
 //! opensnoop against opens that the tests make.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::ffi::OsStr;
@@ -28,6 +29,7 @@ use nix::mount::MntFlags;
 use nix::mount::MsFlags;
 use nix::mount::mount;
 use nix::mount::umount2;
+use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::Value;
@@ -41,6 +43,7 @@ use crate::support::scratch;
 use crate::support::start;
 use crate::support::uring;
 use crate::support::wait_until_in_call;
+use crate::support::wait_until_stopped;
 
 pub const CASES: &[Case] = &[
     Case::alone("every open of a burst once", burst),
@@ -56,6 +59,7 @@ pub const CASES: &[Case] = &[
     Case::new("a command of its own", own_command),
     Case::new("callers", callers),
     Case::new("text columns", text_columns),
+    Case::new("a buffer of few pages", few_pages),
 ];
 
 fn c_path(path: &Path) -> CString {
@@ -480,6 +484,8 @@ fn filters() -> Outcome {
     let by_uid = start("opensnoop", &["--uid", "nobody"]);
     let by_comm = start("opensnoop", &["--comm", "tou*"]);
     let by_cgroup = start("opensnoop", &["--cgroup", cgroup.path.to_str().expect("UTF-8")]);
+    // Not at the beginning of the name, and not of every name.
+    let by_name = start("opensnoop", &["-n", "etpri"]);
     fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(0o777))
         .expect("chmod");
 
@@ -491,6 +497,9 @@ fn filters() -> Outcome {
         .args(["--reuid", "65534", "--clear-groups", "touch", &path("nobody")])
         .status();
     assert!(other.expect("setpriv").success());
+    let odd = directory.join("betpriest");
+    symlink("/bin/touch", &odd).expect("link");
+    assert!(Command::new(&odd).arg(path("by-name")).status().expect("touch").success());
     let within = Command::new("sh")
         .args(["-c", "echo $$ > \"$1/cgroup.procs\"; exec touch \"$2\""])
         .args(["sh", inner.to_str().expect("UTF-8"), &path("cgroup")])
@@ -503,10 +512,13 @@ fn filters() -> Outcome {
     own.join().expect("thread").expect("file");
 
     let children = seen(by_ppid.stop());
-    assert_eq!(children, ["cgroup", "child", "nobody"]);
+    assert_eq!(children, ["by-name", "cgroup", "child", "nobody"]);
     assert_eq!(seen(by_uid.stop()), ["nobody"]);
     assert_eq!(seen(by_comm.stop()), ["cgroup", "child", "grandchild", "nobody"]);
     assert_eq!(seen(by_cgroup.stop()), ["cgroup"]);
+    let by_name = by_name.stop();
+    assert!(by_name.end()["filtered"].as_u64() > Some(0), "{}", by_name.end());
+    assert_eq!(seen(by_name), ["by-name"]);
     fs::remove_dir(inner).expect("inner cgroup");
     Outcome::Passed
 }
@@ -533,25 +545,30 @@ fn flag_filter() -> Outcome {
     Outcome::Passed
 }
 
-/// `-- COMMAND`: only the command and what it starts, from its first open to its last.
+/// `-- COMMAND` and `--exec COMMAND`: only the command and what it starts, from its first open to
+/// its last.
 fn own_command() -> Outcome {
     let directory = scratch("command");
     let path = |name: &str| directory.join(name).to_str().expect("UTF-8").to_string();
     let (one, two) = (path("one"), path("two"));
-    let mut command = crate::support::command("opensnoop", &["--output", "json", "--", "sh", "-c"]);
-    command.args([": > \"$1\"; touch \"$2\"; exit 3", "sh", &one, &two]);
-    let tool = crate::support::start_command(command);
-    File::create(directory.join("outsider")).expect("file");
-    let finished = tool.finish();
-    finished.assert_clean();
-    let seen: Vec<_> = below(&finished, &directory).iter().map(|e| e["path"].clone()).collect();
-    assert_eq!(seen, [one, two]);
-    let end = finished.end();
-    assert_eq!((end["reason"].as_str(), end["child_status"].as_i64()), (Some("command"), Some(3)));
-    // The dynamic loader's opens come before anything the command itself does.
-    assert!(
-        finished.of("event").any(|e| e["path"].as_str().is_some_and(|p| p.contains("ld.so.cache")))
-    );
+    for before in ["--", "--exec"] {
+        let args = ["--output", "json", before, "sh", "-c"];
+        let mut command = crate::support::command("opensnoop", &args);
+        command.args([": > \"$1\"; touch \"$2\"; exit 3", "sh", &one, &two]);
+        let tool = crate::support::start_command(command);
+        File::create(directory.join("outsider")).expect("file");
+        let finished = tool.finish();
+        finished.assert_clean();
+        let seen: Vec<_> = below(&finished, &directory).iter().map(|e| e["path"].clone()).collect();
+        assert_eq!(seen, [&one, &two].map(String::as_str), "{before}");
+        let end = finished.end();
+        let how = (end["reason"].as_str(), end["child_status"].as_i64());
+        assert_eq!(how, (Some("command"), Some(3)), "{before}");
+        // The dynamic loader's opens come before anything the command itself does.
+        let loader =
+            |e: &Value| e["path"].as_str().is_some_and(|path| path.contains("ld.so.cache"));
+        assert!(finished.of("event").any(loader), "{before}");
+    }
     Outcome::Passed
 }
 
@@ -577,11 +594,35 @@ fn callers() -> Outcome {
     Outcome::Passed
 }
 
+/// A tool that is stopped does not read: what does not fit into its buffer is lost, and counted.
+fn few_pages() -> Outcome {
+    const OPENS: u64 = 1000;
+    let path = scratch("pages").join("x".repeat(200));
+    let tid = gettid().to_string();
+    for (args, fits) in [(&["-b", "1"][..], false), (&[], true)] {
+        let tool = start("opensnoop", &[args, &["--tid", &tid]].concat());
+        tool.signal(Signal::SIGSTOP);
+        wait_until_stopped(tool.pid());
+        for _ in 0..OPENS {
+            File::open(&path).expect_err("missing");
+        }
+        tool.signal(Signal::SIGCONT);
+        let finished = tool.stop();
+        let shown = below(&finished, &path).len() as u64;
+        let lost = finished.end()["lost"].as_u64().expect("lost");
+        // More than fits into a page for each CPU, and less than into what there is by default.
+        assert_eq!((lost == 0, shown + lost), (fits, OPENS), "{args:?}: {}", finished.end());
+    }
+    Outcome::Passed
+}
+
 fn text_columns() -> Outcome {
     let directory = scratch("text");
     let tid = gettid().to_string();
+    let fd = Cell::new(0);
     let act = || {
-        File::create(directory.join("file")).expect("file");
+        let file = File::create(directory.join("file")).expect("file");
+        fd.set(file.as_raw_fd());
         File::open(directory.join("none")).expect_err("missing");
     };
     let (_, plain) = text_run(&["--tid", &tid, "--limit", "2"], act);
@@ -589,19 +630,30 @@ fn text_columns() -> Outcome {
     let row = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
     let pid = std::process::id().to_string();
     let first = row(&plain[1]);
-    assert_eq!((&first[0], first[3].as_str()), (&pid, "0"));
+    let comm = fs::read_to_string("/proc/thread-self/comm").expect("comm");
+    assert_eq!(first[..4], [&pid, comm.trim_end(), &fd.get().to_string(), "0"]);
     let second = row(&plain[2]);
     assert_eq!((second[2].as_str(), second[3].as_str()), ("-1", "2"));
     assert_eq!(second[4], directory.join("none").to_str().expect("UTF-8"));
 
-    let (_, wide) = text_run(&["--tid", &tid, "--limit", "2", "-T", "-U", "-e"], act);
-    assert_eq!(wide[0], "TIME     UID     PID    COMM              FD ERR FLAGS    MODE  PATH");
+    let args = ["--tid", &tid, "--limit", "2", "-T", "-U", "-e", "--fields", "+tid"];
+    let (_, wide) = text_run(&args, act);
+    assert_eq!(
+        wide[0],
+        "TIME     UID     PID    COMM              FD ERR FLAGS    MODE  TID    PATH"
+    );
     let first = row(&wide[1]);
     assert_eq!(first[0].len(), "00:00:00".len());
-    assert_eq!(
-        (first[1].as_str(), first[6].as_str(), first[7].as_str()),
-        ("0", "02001101", "0666")
-    );
+    assert_eq!(first[1..3], ["0", &pid]);
+    assert_eq!(first[6..9], ["02001101", "0666", &tid]);
     assert_eq!(row(&wide[2])[7], "n/a");
+
+    let (_, called) = text_run(&["--tid", &tid, "--limit", "1", "-x", "-c"], act);
+    assert_eq!(called[0], "PID    COMM              FD ERR PATH/CALLER");
+    assert!(called[1].ends_with("/none"), "{called:?}");
+    // Two functions, the innermost of which is the C library's open.
+    assert_eq!(called.len(), 4, "{called:?}");
+    assert!(called[2..].iter().all(|line| line.starts_with("      ")), "{called:?}");
+    assert!(called[2].contains("open"), "{called:?}");
     Outcome::Passed
 }

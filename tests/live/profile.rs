@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
@@ -17,6 +18,7 @@ use nix::unistd::mkfifo;
 use serde_json::Value;
 
 use crate::support::Case;
+use crate::support::Cgroup;
 use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::burner::Burning;
@@ -28,6 +30,7 @@ use crate::support::disk::Direct;
 use crate::support::disk::Disk;
 use crate::support::idle_ticks;
 use crate::support::kernel;
+use crate::support::pinned::Pinned;
 use crate::support::scratch;
 use crate::support::start;
 
@@ -178,6 +181,23 @@ fn filters() -> Outcome {
         pids(&sample(&["-F", "99", "-p", &a.to_string(), "-L", &b.to_string(), "1"])),
         [0u64; 0]
     );
+
+    let cgroup = Cgroup::new("profile");
+    let program = burner().to_str().expect("UTF-8");
+    let within = Burning::start(&mut cgroup.command(program, &["burn"]));
+    let apart = Burning::start(Command::new("unshare").args(["--mount", program, "burn"]));
+    let id = fs::metadata(&cgroup.path).expect("cgroup").ino();
+    let namespace = fs::metadata(format!("/proc/{}/ns/mnt", apart.pid())).expect("namespace").ino();
+    let namespace = u32::try_from(namespace).expect("32 bits");
+    match (Pinned::new(&id.to_ne_bytes()), Pinned::new(&namespace.to_ne_bytes())) {
+        (Ok(cgroups), Ok(namespaces)) => {
+            let of =
+                |option: &str, map: &Pinned| pids(&sample(&["-F", "99", option, &map.path(), "1"]));
+            assert_eq!(of("--cgroupmap", &cgroups), [u64::from(within.pid())]);
+            assert_eq!(of("--mntnsmap", &namespaces), [u64::from(apart.pid())]);
+        }
+        (Err(reason), _) | (_, Err(reason)) => return Outcome::Skipped(reason),
+    }
     Outcome::Passed
 }
 

@@ -13,7 +13,6 @@ use std::net::SocketAddr;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd as _;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
@@ -24,14 +23,8 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use libbpf_rs::MapCore as _;
-use libbpf_rs::MapFlags;
-use libbpf_rs::MapHandle;
-use libbpf_rs::MapType;
 use nix::errno::Errno;
 use nix::libc;
-use nix::mount::MsFlags;
-use nix::mount::mount;
 use nix::poll::PollFd;
 use nix::poll::PollFlags;
 use nix::poll::PollTimeout;
@@ -71,7 +64,6 @@ pub const CASES: &[Case] = &[
     Case::new("counts", counts),
     Case::new("ports and families", ports_and_families),
     Case::new("filters on the task", task_filters),
-    Case::new("pinned maps", pinned_maps),
     Case::new("DNS names", dns_names),
     Case::new("text columns", text_columns),
     Case::new("text of counts", text_counts),
@@ -534,86 +526,6 @@ fn task_filters() -> Outcome {
         assert_eq!(seen(by_cgroup), [(inside.into(), 0)]);
         assert_eq!(seen(by_comm), [(nobody.into(), 65534), (inside.into(), 0), (plain.into(), 0)]);
         assert_eq!(seen(by_pid), [(std::process::id().into(), 0)]);
-        Outcome::Passed
-    })
-}
-
-const BPFFS: &str = "/sys/fs/bpf";
-
-fn mount_bpffs() -> Result<(), String> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    if mounts.contains(" /sys/fs/bpf bpf ") {
-        return Ok(());
-    }
-    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
-        .map_err(|error| format!("no BPF file system: {error}"))
-}
-
-/// A hash map pinned in bpffs with this one key.
-fn pinned(name: &str, key: &[u8]) -> (MapHandle, String) {
-    let size = u32::try_from(key.len()).expect("small");
-    let options = libbpf_sys::bpf_map_create_opts {
-        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
-        ..Default::default()
-    };
-    let mut map =
-        MapHandle::create(MapType::Hash, Some(name), size, size, 1024, &options).expect("map");
-    map.update(key, &vec![0; key.len()], MapFlags::ANY).expect("update");
-    let path = Path::new(BPFFS).join(format!("bpfscope-{}-{name}", std::process::id()));
-    map.pin(&path).expect("pin");
-    (map, path.to_str().expect("UTF-8").to_string())
-}
-
-fn pinned_maps() -> Outcome {
-    isolated(|| {
-        use std::os::unix::fs::MetadataExt as _;
-        if let Err(reason) = mount_bpffs() {
-            return Outcome::Skipped(reason);
-        }
-        let open = listener("127.0.0.1", 10);
-        let port = port_of(&open);
-        let cgroup = Cgroup::new("pinned");
-        let id = fs::metadata(&cgroup.path).expect("cgroup").ino();
-        let mut keeper = Command::new("unshare")
-            .args([
-                "--mount",
-                "bash",
-                "-c",
-                "echo; read -r; exec 3<>\"/dev/tcp/127.0.0.1/$0\"",
-                &port.to_string(),
-            ])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("unshare");
-        let mut line = [0];
-        keeper.stdout.as_mut().expect("piped").read_exact(&mut line).expect("it runs");
-        let namespace =
-            fs::metadata(format!("/proc/{}/ns/mnt", keeper.id())).expect("namespace").ino();
-        let namespace = u32::try_from(namespace).expect("32 bits");
-        let (mut cgroups, cgroups_path) = pinned("cgroups", &id.to_ne_bytes());
-        let (mut spaces, spaces_path) = pinned("mntns", &namespace.to_ne_bytes());
-        let run = |args: &[&str]| start("tcpconnect", &[&["-P", &port.to_string()], args].concat());
-        let by_cgroup = run(&["-C", &cgroups_path]);
-        let by_namespace = run(&["-M", &spaces_path]);
-        dial(local(&open), false).1.expect("connect");
-        let inside = run_shell(cgroup.command("bash", &[]), port);
-        std::io::Write::write_all(keeper.stdin.as_mut().expect("piped"), b"\n").expect("go on");
-        assert!(keeper.wait().expect("wait").success());
-        // Whoever keeps the map may change it while the tool runs.
-        cgroups.delete(&id.to_ne_bytes()).expect("delete");
-        run_shell(cgroup.command("bash", &[]), port);
-
-        let seen = |tool: crate::support::Running| -> Vec<u64> {
-            let finished = tool.stop();
-            finished.assert_clean();
-            finished.of("event").map(|e| e["pid"].as_u64().expect("pid")).collect()
-        };
-        let (by_cgroup, by_namespace) = (seen(by_cgroup), seen(by_namespace));
-        cgroups.unpin(&cgroups_path).expect("unpin");
-        spaces.unpin(&spaces_path).expect("unpin");
-        assert_eq!(by_cgroup, [u64::from(inside)]);
-        assert_eq!(by_namespace, [u64::from(keeper.id())]);
         Outcome::Passed
     })
 }

@@ -19,6 +19,9 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use io_uring::IoUring;
+use io_uring::opcode;
+use io_uring::types;
 use nix::libc;
 
 use super::patience;
@@ -217,4 +220,21 @@ impl Direct {
         let result = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) };
         assert_eq!(result, 0, "BLKDISCARD");
     }
+}
+
+/// Submits reads of these blocks at once and waits for them.
+pub fn read_at_once(ring: &mut IoUring, direct: &Direct, blocks: &[usize]) {
+    let mut memory = vec![0u8; (blocks.len() + 1) * BLOCK];
+    let start_of = memory.as_ptr().align_offset(BLOCK);
+    for (i, block) in blocks.iter().enumerate() {
+        let at = memory[start_of + i * BLOCK..].as_mut_ptr();
+        let fd = types::Fd(direct.file.as_raw_fd());
+        let length = u32::try_from(BLOCK).expect("small");
+        let entry = opcode::Read::new(fd, at, length).offset((block * BLOCK) as u64).build();
+        // SAFETY: the memory outlives the reads, which are waited for.
+        unsafe { ring.submission().push(&entry).expect("room") };
+    }
+    ring.submit_and_wait(blocks.len()).expect("submit");
+    let done: Vec<_> = ring.completion().map(|done| done.result()).collect();
+    assert_eq!(done, vec![i32::try_from(BLOCK).expect("small"); blocks.len()]);
 }

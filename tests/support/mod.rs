@@ -5,9 +5,15 @@
 #![allow(dead_code)]
 
 pub mod burner;
+pub mod compile;
 pub mod disk;
+pub mod file_system;
+pub mod fuse;
 pub mod net;
+pub mod pinned;
+pub mod sched;
 pub mod schema;
+pub mod text;
 pub mod uring;
 
 use std::collections::HashMap;
@@ -15,6 +21,7 @@ use std::fs;
 use std::io::BufRead as _;
 use std::io::BufReader;
 use std::io::Read as _;
+use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
@@ -123,6 +130,25 @@ pub fn binary() -> &'static Path {
 
 /// Set in the environment, it makes the test program a multi-call binary of the tests' own tools.
 pub const AS_TOOLS: &str = "BPFSCOPE_TEST_TOOLS";
+
+/// The arguments that a tool cannot do without.
+pub fn needs(tool: &str) -> Vec<String> {
+    let output = Command::new(binary()).args(["docs", "needs", tool]).output().expect("bpfscope");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    text.split_whitespace().map(String::from).collect()
+}
+
+/// Whether tests/expect/NAME says that a machine's own kernel may have no way for a tool under these
+/// arguments: a line `own none [ARGUMENTS]`.
+pub fn may_lack(tool: &str, args: &[String]) -> bool {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/expect").join(tool);
+    let text = fs::read_to_string(path).expect("tests/expect");
+    let says = |line: &str| {
+        let rest = line.strip_prefix("own")?.trim_start().strip_prefix("none")?;
+        Some(rest.split_whitespace().eq(args.iter().map(String::as_str)))
+    };
+    kernel() == "own" && text.lines().filter_map(says).any(|same| same)
+}
 
 /// A tool of the tests' own that has not been started yet.
 pub fn own_command(tool: &str, args: &[&str]) -> Command {
@@ -430,6 +456,45 @@ pub fn process(record: &Value) -> (u64, u64, u64, u64) {
     (number("pid"), number("tid"), number("ppid"), number("uid"))
 }
 
+/// Runs a tool in text form around `act` and returns its lines, the header first. It must end by
+/// itself (`--limit`).
+pub fn lines_of(tool: &str, args: &[&str], act: impl FnOnce()) -> Vec<String> {
+    let mut child = command(tool, args).stdout(Stdio::piped()).spawn().expect("a tool");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    // The header comes when everything is attached.
+    let mut all = vec![lines.next().expect("a header").expect("text")];
+    act();
+    all.extend(lines.map_while(Result::ok));
+    assert!(child.wait().expect("wait").success());
+    all
+}
+
+/// A system call as 32-bit programs make it, with their number, by `int 0x80`. Its result, or a
+/// negative errno; `-ENOSYS` where the kernel has no such calls.
+///
+/// # Safety
+/// As that of the call: memory that it writes to must be there for it, below 4 GiB.
+#[cfg(target_arch = "x86_64")]
+pub unsafe fn call_32bit(number: u32, args: [u32; 6]) -> i32 {
+    let result: i32;
+    // SAFETY: int 0x80 preserves what is not named here; the caller answers for the call itself.
+    unsafe {
+        std::arch::asm!(
+            "push rbx", "push rbp", "mov ebx, r12d", "mov ebp, r13d", "int 0x80",
+            "pop rbp", "pop rbx",
+            inlateout("eax") number => result, in("r12") args[0], in("ecx") args[1],
+            in("edx") args[2], in("esi") args[3], in("edi") args[4], in("r13") args[5],
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    result
+}
+
+/// Lets a process go on that waits for a line.
+pub fn go(child: &mut Child) {
+    child.stdin.take().expect("piped").write_all(b"\n").expect("go");
+}
+
 /// Waits until a thread is blocked in this system call.
 pub fn wait_until_in_call(tid: u64, number: i64) {
     let until = Instant::now() + patience();
@@ -437,6 +502,19 @@ pub fn wait_until_in_call(tid: u64, number: i64) {
     // The file says "running" while the thread is not blocked.
     while !fs::read_to_string(format!("/proc/{tid}/syscall")).is_ok_and(|s| s.starts_with(&call)) {
         assert!(Instant::now() < until, "thread {tid} did not come to wait in call {number}");
+        thread::yield_now();
+    }
+}
+
+/// Waits until a process that was sent SIGSTOP has stopped.
+pub fn wait_until_stopped(pid: u32) {
+    let until = Instant::now() + patience();
+    let stopped = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    };
+    while !stopped() {
+        assert!(Instant::now() < until, "it does not stop");
         thread::yield_now();
     }
 }

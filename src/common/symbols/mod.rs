@@ -19,9 +19,12 @@ use std::rc::Rc;
 
 use anyhow::Result;
 
+pub use demangle::demangle;
 pub use kernel::tracing_frames;
 pub(crate) use maps::Line;
 pub(crate) use maps::exec_lines;
+pub(crate) use open::executable as open_executable;
+pub(crate) use open::followed as open_in_process;
 pub(crate) use open::mapped as open_mapped;
 
 use crate::value::Frame;

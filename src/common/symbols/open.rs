@@ -36,16 +36,28 @@ pub fn mapped(pid: u32, start: u64, end: u64) -> Option<File> {
     regular(&at)
 }
 
-/// Opens a path as the process sees it, without following a link at its end.
-pub fn in_process(pid: u32, path: &Path) -> Option<File> {
-    in_root(&format!("/proc/{pid}/root"), path)
+/// Opens the program that a process runs, whatever has become of its path.
+pub fn executable(pid: u32) -> Option<File> {
+    let path = format!("/proc/{pid}/exe");
+    regular(&open(path.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?)
 }
 
-fn in_root(root: &str, path: &Path) -> Option<File> {
+/// Opens a path as the process sees it, without following a link at its end.
+pub fn in_process(pid: u32, path: &Path) -> Option<File> {
+    in_root(&format!("/proc/{pid}/root"), path, OFlag::O_NOFOLLOW)
+}
+
+/// The same where the path may be a link, as those of libraries are; it leads to what the process
+/// would find there.
+pub fn followed(pid: u32, path: &Path) -> Option<File> {
+    in_root(&format!("/proc/{pid}/root"), path, OFlag::empty())
+}
+
+fn in_root(root: &str, path: &Path, more: OFlag) -> Option<File> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open(root, flags, Mode::empty()).ok()?;
     let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | more)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     regular(&openat2(&root, path.strip_prefix("/").unwrap_or(path), how).ok()?)
 }
@@ -82,9 +94,9 @@ mod tests {
         // A link on the way out of the root leads back into it.
         symlink("/", at("root")).expect("link");
         let root = directory.to_str().expect("UTF-8");
-        assert!(in_root(root, Path::new("/root/file")).is_some());
-        assert!(in_root(root, Path::new("/root/etc/hostname")).is_none());
-        assert!(in_root(root, Path::new("/../../../etc/hostname")).is_none());
+        assert!(in_root(root, Path::new("/root/file"), OFlag::O_NOFOLLOW).is_some());
+        assert!(in_root(root, Path::new("/root/etc/hostname"), OFlag::O_NOFOLLOW).is_none());
+        assert!(in_root(root, Path::new("/../../../etc/hostname"), OFlag::O_NOFOLLOW).is_none());
         std::fs::remove_dir_all(directory).expect("clean up");
     }
 }

@@ -7,7 +7,7 @@
  * its thread and by its place on the stack, and those that are made deeper in the stack belong to
  * it.
  *
- * Ways btf and rawtp: the kernel's allocators, by their tracepoints, each with a twin. Here twins
+ * Way rawtp: the kernel's allocators, by their tracepoints, each with a twin. Here twins
  * (twin.h) do not count hits: an interrupt allocates in the middle of another allocation, and which
  * of the two a program was skipped for must not be mixed up. Whether the first program has dealt
  * with an allocation shows in the table, and freeing a second time has no effect.
@@ -648,7 +648,7 @@ int BPF_KPROBE(munmap_enter, __u64 address, __u64 size)
 	return 0;
 }
 
-/* ---- ways btf and rawtp ---- */
+/* ---- way rawtp ---- */
 
 static __always_inline int kernel_alloc(void *ctx, __u64 address, enum space space, __u64 size,
 					enum function function, bool is_twin)
@@ -801,25 +801,21 @@ static __always_inline int on_percpu_alloc(__u64 *ctx, bool is_twin)
 	return kernel_alloc(ctx, address, SPACE_PERCPU, size, PERCPU_ALLOC, is_twin);
 }
 
-#define PROGRAM(way, section, name, tracepoint, body)                                              \
-	SEC(section "/" #tracepoint)                                                               \
-	int name##__##way(__u64 *ctx)                                                              \
+#define PROGRAM(name, tracepoint, body)                                                            \
+	SEC("raw_tp/" #tracepoint)                                                                 \
+	int name##__rawtp(__u64 *ctx)                                                              \
 	{                                                                                          \
 		return body;                                                                       \
 	}
 
-/* An allocation and its twin, in both ways. */
+/* An allocation and its twin. */
 #define ALLOCATES(tracepoint)                                                                      \
-	PROGRAM(btf, "tp_btf", tracepoint, tracepoint, on_##tracepoint(ctx, false))                \
-	PROGRAM(btf, "tp_btf", tracepoint##_twin, tracepoint, on_##tracepoint(ctx, true))          \
-	PROGRAM(rawtp, "raw_tp", tracepoint, tracepoint, on_##tracepoint(ctx, false))              \
-	PROGRAM(rawtp, "raw_tp", tracepoint##_twin, tracepoint, on_##tracepoint(ctx, true))
+	PROGRAM(tracepoint, tracepoint, on_##tracepoint(ctx, false))                               \
+	PROGRAM(tracepoint##_twin, tracepoint, on_##tracepoint(ctx, true))
 
 #define FREES(tracepoint, body)                                                                    \
-	PROGRAM(btf, "tp_btf", tracepoint, tracepoint, body)                                       \
-	PROGRAM(btf, "tp_btf", tracepoint##_twin, tracepoint, body)                                \
-	PROGRAM(rawtp, "raw_tp", tracepoint, tracepoint, body)                                     \
-	PROGRAM(rawtp, "raw_tp", tracepoint##_twin, tracepoint, body)
+	PROGRAM(tracepoint, tracepoint, body)                                                      \
+	PROGRAM(tracepoint##_twin, tracepoint, body)
 
 #define on_mm_page_alloc on_page_alloc
 #define on_percpu_alloc_percpu on_percpu_alloc

@@ -279,37 +279,34 @@ impl std::ops::AddAssign for Outstanding {
 /// A stack of one process, or of the kernel, and the function that was called.
 type Group = (u64, u32, u32);
 
-macro_rules! programs {
-    ($way:literal, $($name:literal),+) => {
-        [$((concat!($name, "__", $way), concat!($name, "_twin__", $way))),+]
+/// Programs and their twins.
+macro_rules! pairs {
+    ($($name:literal),+) => {
+        [$((concat!($name, "__rawtp"), concat!($name, "_twin__rawtp"))),+]
     };
 }
 
-/// A way to hook into the kernel's allocators. `twins` is whether what is skipped is made up for.
-macro_rules! kernel_way {
-    ($way:literal, $percpu:expr, $twins:expr) => {{
-        let all = programs!($way, "kfree", "kmem_cache_free", "mm_page_free");
-        let percpu = programs!($way, "percpu_free_percpu", "percpu_alloc_percpu");
-        let node = programs!($way, "kmalloc_node", "kmem_cache_alloc_node");
-        let allocs = programs!($way, "kmalloc", "kmem_cache_alloc", "mm_page_alloc");
-        let percpu = percpu.into_iter().filter(|_| $percpu);
-        let pairs: Vec<_> = all.into_iter().chain(percpu).chain(allocs).collect();
-        let mut way = Way::new($way, &[]);
-        for (program, twin) in pairs {
-            way = way.with(true, &[program]);
-            if $twins {
-                way = way.twin(program, twin);
-            }
+/// The way to hook into the kernel's allocators. `twins` is whether what is skipped is made up for.
+fn kernel_way(percpu: bool, twins: bool) -> Way {
+    let pairs = pairs!("kfree", "kmem_cache_free", "mm_page_free")
+        .into_iter()
+        .chain(pairs!("percpu_free_percpu", "percpu_alloc_percpu").into_iter().filter(|_| percpu))
+        .chain(pairs!("kmalloc", "kmem_cache_alloc", "mm_page_alloc"));
+    let mut way = Way::new("rawtp", &[]);
+    for (program, twin) in pairs {
+        way = way.with(true, &[program]);
+        if twins {
+            way = way.twin(program, twin);
         }
-        // Gone since 11e9734bcb6a "mm/slab_common: unify NUMA and UMA version of tracepoints" (6.1).
-        for (tracepoint, (program, twin)) in
-            ["kmalloc_node", "kmem_cache_alloc_node"].into_iter().zip(node)
-        {
-            let having = if $twins { vec![program, twin] } else { vec![program] };
-            way = way.by_tracepoint(tracepoint, &having, &[]).twins(&[(program, twin)]);
+    }
+    // Gone since 11e9734bcb6a "mm/slab_common: unify NUMA and UMA version of tracepoints" (6.1).
+    for (program, twin) in pairs!("kmalloc_node", "kmem_cache_alloc_node") {
+        way = way.optional(&[program]);
+        if twins {
+            way = way.optional(&[twin]).twins(&[(program, twin)]);
         }
-        way.optional(&["free_bulk"])
-    }};
+    }
+    way.optional(&["free_bulk"])
 }
 
 impl Args {
@@ -428,11 +425,7 @@ CONFIG_KALLSYMS_ALL, unless kernel.kptr_restrict hides it; arm64 always).
 
     fn ways(&self) -> Vec<Way> {
         if !self.of_programs {
-            let twins = self.sample_rate == 1;
-            return vec![
-                kernel_way!("btf", self.percpu, twins),
-                kernel_way!("rawtp", self.percpu, twins),
-            ];
+            return vec![kernel_way(self.percpu, self.sample_rate == 1)];
         }
         let all = ALLOCATOR.iter().chain(&OTHERS);
         let mut programs: Vec<&'static str> = all

@@ -210,7 +210,10 @@ map_full.",
     fn ways(&self) -> Vec<Way> {
         if self.latency {
             return vec![
-                Way::new("storage", &["call_end__storage", "call_begin__storage"]),
+                // For tracing since a10787e6d58c "bpf: Enable task local storage for tracing
+                // programs" (5.12); the member came with 4cf1bc1f1045 (5.11).
+                Way::new("storage", &["call_end__storage", "call_begin__storage"])
+                    .only_where("task_struct", "bpf_storage"),
                 Way::new("hash", &["call_end__hash", "task_end__hash", "call_begin__hash"]),
             ];
         }

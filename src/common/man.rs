@@ -140,7 +140,9 @@ fn tag(arg: &Arg) -> String {
     }
     let mut spellings = Vec::new();
     spellings.extend(arg.get_short().map(|short| bold(&format!("-{short}"))));
-    spellings.extend(arg.get_long().map(|long| bold(&format!("--{long}"))));
+    let others = arg.get_visible_aliases().unwrap_or_default();
+    let long = arg.get_long().into_iter().chain(others);
+    spellings.extend(long.map(|long| bold(&format!("--{long}"))));
     let value = value.map(|value| format!(" {}", italic(&value))).unwrap_or_default();
     format!("{}{value}", spellings.join(", "))
 }

@@ -32,6 +32,8 @@ pub enum Hook<'a> {
     Function(&'a str),
     /// A tracepoint that BTF describes.
     TypedTracepoint(&'a str),
+    /// A tracepoint by its name; BTF tells whether there is one.
+    RawTracepoint(&'a str),
     /// Anything else: found out by attaching.
     Other,
 }
@@ -42,6 +44,7 @@ pub fn hook(section: &str) -> Hook<'_> {
     match section.split_once('/') {
         Some(("fentry" | "fexit", function)) => Hook::Function(function),
         Some(("tp_btf", tracepoint)) => Hook::TypedTracepoint(tracepoint),
+        Some(("raw_tp", tracepoint)) => Hook::RawTracepoint(tracepoint),
         _ => Hook::Other,
     }
 }
@@ -139,7 +142,7 @@ impl Kernel {
         for program in programs {
             match hook(&program.section) {
                 Hook::Function(name) => functions.push(name),
-                Hook::TypedTracepoint(name) => tracepoints.push(name),
+                Hook::TypedTracepoint(name) | Hook::RawTracepoint(name) => tracepoints.push(name),
                 Hook::Other => {}
             }
         }
@@ -169,13 +172,16 @@ impl Kernel {
             Hook::TypedTracepoint(name) => {
                 found.tracepoints.get(name).map(|id| Place { id: *id, module: None })
             }
-            Hook::Other => None,
+            Hook::RawTracepoint(_) | Hook::Other => None,
         };
         let places: HashMap<String, Place> = programs
             .iter()
             .filter_map(|program| Some((program.name.clone(), place(program)?)))
             .collect();
-        let is_found = |program: &&Program| places.contains_key(&program.name);
+        let is_found = |program: &&Program| match hook(&program.section) {
+            Hook::RawTracepoint(name) => found.tracepoints.contains_key(name),
+            _ => places.contains_key(&program.name),
+        };
         self.found = programs.iter().filter(is_found).map(|p| p.section.clone()).collect();
         // Ids of another kernel are nothing to attach by.
         if self.runs { btf_attach::know(places) } else { Ok(()) }
@@ -185,7 +191,7 @@ impl Kernel {
     fn lacks(&self, program: &Program) -> Option<String> {
         let name = |wanted| match wanted {
             Hook::Function(name) => format!("function {name}"),
-            Hook::TypedTracepoint(name) => format!("tracepoint {name}"),
+            Hook::TypedTracepoint(name) | Hook::RawTracepoint(name) => format!("tracepoint {name}"),
             Hook::Other => String::new(),
         };
         let section = program.section.as_str();
@@ -198,10 +204,11 @@ impl Kernel {
                 return (!self.btf.as_ref()?.describes_function(function))
                     .then(|| format!("the module {module} is not loaded"));
             }
+            Hook::RawTracepoint(_) if self.btf.is_none() => return None,
             _ if self.btf.is_none() => {
                 return Some(format!("the kernel has no BTF to find {} in", name(wanted)));
             }
-            Hook::Function(name) | Hook::TypedTracepoint(name) => {
+            Hook::Function(name) | Hook::TypedTracepoint(name) | Hook::RawTracepoint(name) => {
                 self.found.contains(section) || self.in_modules.contains(name)
             }
         };
@@ -235,7 +242,8 @@ impl Kernel {
 
     /// Whether there is a tracepoint that one of the programs names; `None` when nobody can say.
     fn has_tracepoint(&self, name: &str) -> Option<bool> {
-        self.btf.as_ref().map(|_| self.found.contains(&format!("tp_btf/{name}")))
+        self.btf.as_ref()?;
+        Some(["tp_btf", "raw_tp"].iter().any(|kind| self.found.contains(&format!("{kind}/{name}"))))
     }
 
     /// Whether it has a structure of this name.
@@ -317,6 +325,11 @@ pub fn settle(way: &Way, programs: &[Program], kernel: &Kernel) -> Result<Way, S
     let lacks = |name: &&str| {
         programs.iter().find(|p| p.name == **name).and_then(|program| kernel.lacks(program))
     };
+    if let Some((structure, member)) =
+        way.only_where.iter().find(|(structure, member)| !kernel.struct_has(structure, member))
+    {
+        return Err(format!("the kernel has no {structure}.{member}"));
+    }
     let mut chosen = way.programs.clone();
     let mut unsure = Vec::new();
     for (tracepoint, having, lacking) in &way.by_tracepoint {
@@ -378,6 +391,7 @@ mod tests {
         assert_eq!(hook("fexit/do_sys_openat2"), Hook::Function("do_sys_openat2"));
         assert_eq!(hook("?fentry/x"), Hook::Function("x"));
         assert_eq!(hook("tp_btf/sched_switch"), Hook::TypedTracepoint("sched_switch"));
+        assert_eq!(hook("raw_tp/sched_switch"), Hook::RawTracepoint("sched_switch"));
         assert_eq!(hook("kretprobe/x"), Hook::Other);
     }
 
@@ -399,5 +413,6 @@ mod tests {
         let either = Way::new("raw", &[]).by_tracepoint("y", &["a__raw"], &["b__raw"]);
         let settled = settle(&either, &programs, &kernel).expect("possible");
         assert_eq!(settled.optional, ["a__raw", "b__raw"]);
+        assert!(settle(&raw.only_where("s", "m"), &programs, &kernel).is_err());
     }
 }

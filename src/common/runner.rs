@@ -173,7 +173,7 @@ pub fn trial<T: Tool>(args: Vec<OsString>) -> Result<Trial> {
     let (tool, common) = read_quietly::<T>(args)?;
     let mut refused = Vec::new();
     let taken = climb(&tool, &common, None, &mut refused).and_then(|climbed| match climbed {
-        Climbed::Tried(way, remarks) => Ok((way, remarks)),
+        Climbed::Tried(way, remarks) => Ok((*way, remarks)),
         Climbed::Ran(_) => anyhow::bail!("it ran instead of being tried"),
     });
     Ok(Trial { taken, refused })
@@ -356,7 +356,7 @@ enum Climbed {
     /// It ran to its end; whether events were lost.
     Ran(bool),
     /// It was hooked in and taken out again; what is worth knowing about that.
-    Tried(Way, Vec<String>),
+    Tried(Box<Way>, Vec<String>),
 }
 
 /// Where the tool's records go; nowhere when it is only tried.
@@ -501,7 +501,7 @@ fn attempt<T: Tool>(
     }
     let remarks = [remarks, std::mem::take(&mut asides.remarks)].concat();
     let Some((records, mut output)) = sink.take() else {
-        return Ok(Attempt::Taken(Climbed::Tried(way, remarks)));
+        return Ok(Attempt::Taken(Climbed::Tried(Box::new(way), remarks)));
     };
     for remark in &remarks {
         complain(name, remark);
@@ -709,7 +709,7 @@ fn hook_in(
         (Hook::Other, Some(aim)) => {
             program.attach_kprobe(section.starts_with("kret"), &aim.function)
         }
-        (Hook::Other, None) => program.attach(),
+        (Hook::RawTracepoint(_), _) | (Hook::Other, None) => program.attach(),
     };
     let link = link.map_err(|error| explain(&format!("{error:#}")))?;
     remarks.extend(remark);

@@ -14,7 +14,9 @@ pub fn name(signal: u32) -> Option<Cow<'static, str>> {
     match signal {
         RTMIN => Some("SIGRTMIN".into()),
         RTMAX => Some("SIGRTMAX".into()),
-        RTMIN..RTMAX => Some(format!("SIGRTMIN+{}", signal - RTMIN).into()),
+        _ if (RTMIN..RTMAX).contains(&signal) => {
+            Some(format!("SIGRTMIN+{}", signal - RTMIN).into())
+        }
         _ => known(signal).map(|(name, _)| name.into()),
     }
 }

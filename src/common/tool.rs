@@ -44,6 +44,8 @@ pub struct Way {
     pub lacking: Vec<(&'static str, &'static str, &'static str)>,
     /// Programs for kernels with a tracepoint, and those for kernels without it.
     pub by_tracepoint: Vec<(&'static str, Vec<&'static str>, Vec<&'static str>)>,
+    /// What a kernel must have to take it at all: (struct, member).
+    pub only_where: Vec<(&'static str, &'static str)>,
     /// Programs of which the second does what the kernel skipped of the first: bpf/twin.h.
     pub twins: Vec<(&'static str, &'static str)>,
     /// Programs that are of use only together, and are left out together where the kernel lacks
@@ -76,6 +78,7 @@ impl Way {
             optional: Vec::new(),
             lacking: Vec::new(),
             by_tracepoint: Vec::new(),
+            only_where: Vec::new(),
             twins: Vec::new(),
             groups: Vec::new(),
             aims: Vec::new(),
@@ -137,6 +140,14 @@ impl Way {
         self
     }
 
+    /// Says that it is only for kernels whose `structure` has `member`, where no function or
+    /// tracepoint tells.
+    #[must_use]
+    pub fn only_where(mut self, structure: &'static str, member: &'static str) -> Self {
+        self.only_where.push((structure, member));
+        self
+    }
+
     /// Adds the twin of one of its programs: bpf/twin.h. Only what both skip is missed.
     #[must_use]
     pub fn twin(mut self, program: &'static str, twin: &'static str) -> Self {
@@ -152,8 +163,8 @@ impl Way {
         self
     }
 
-    /// Adds programs for kernels that have a tracepoint, which one of the object's own tp_btf
-    /// programs must name, and others for those that have not. They are attached last.
+    /// Adds programs for kernels that have a tracepoint, which one of the object's own
+    /// tp_btf or raw_tp programs must name, and others for those that have not. They are attached last.
     #[must_use]
     pub fn by_tracepoint(
         mut self,

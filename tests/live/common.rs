@@ -114,7 +114,7 @@ fn try_out(tool: String) -> Option<Runs> {
     Some((tool.clone(), remarks.collect()))
 }
 
-fn running_tools() -> impl Iterator<Item = &'static String> {
+pub fn running_tools() -> impl Iterator<Item = &'static String> {
     running().iter().map(|(tool, _)| tool)
 }
 

@@ -26,6 +26,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::Value;
 
+use crate::common::running_tools;
 use crate::support::Case;
 use crate::support::Cgroup;
 use crate::support::Finished;
@@ -35,6 +36,7 @@ use crate::support::binary;
 use crate::support::command;
 use crate::support::disk::Disk;
 use crate::support::go;
+use crate::support::needs;
 use crate::support::patience;
 use crate::support::pinned::Pinned;
 use crate::support::scratch;
@@ -443,11 +445,11 @@ fn containers() -> Outcome {
 /// Over all tools, while there is something for each of them: nothing is shown, and that it waits
 /// is said once.
 fn nobody() -> Outcome {
-    let list = Command::new(binary()).arg("list").output().expect("bpfscope list");
     let works = works();
-    for line in String::from_utf8(list.stdout).expect("UTF-8").lines() {
-        let tool = line.split(' ').next().expect("a name");
-        let running = start(tool, &["--container", "no-such-container"]);
+    for tool in running_tools() {
+        let needs = needs(tool);
+        let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+        let running = start(tool, &[&needs, &["--container", "no-such-container"][..]].concat());
         for work in &works {
             work.run("", 1);
         }

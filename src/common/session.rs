@@ -48,8 +48,9 @@ use crate::sys::Held;
 use crate::sys::ProgramCounts;
 use crate::tool::Way;
 
-/// How many events are taken before the loop looks at signals and deadlines again.
-const DRAIN: usize = 4096;
+/// How many events are taken before their lines are written, and the loop looks at signals and
+/// deadlines again. More would save nothing, and their lines would take memory.
+const DRAIN: usize = 1024;
 
 /// One record of the ring buffer.
 #[derive(Clone, Copy)]

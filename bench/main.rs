@@ -110,7 +110,16 @@ impl Bench {
         let mut paced = prepare("paced", row.workload.paced)?;
         let mut burst = prepare("burst", row.workload.burst)?;
         let tool = command
-            .map(|command| Tool::start(command, &self.shown(), &self.directory.join("said")))
+            .map(|command| {
+                // A tool that outlives an ended run would be measured by the next one.
+                let bound: &[&str] = match self.native {
+                    Some(_) => &["setpriv", "--pdeathsig", "TERM"],
+                    None => &[],
+                };
+                let words = bound.iter().map(|word| (*word).to_string());
+                let words: Vec<String> = words.chain(command.iter().cloned()).collect();
+                Tool::start(&words, &self.shown(), &self.directory.join("said"))
+            })
             .transpose()?;
         if let Some(tool) = &tool {
             figures.start_ns = tool.start_ns;

@@ -310,8 +310,9 @@ microseconds, because the program enters the kernel twice. A function that is ca
 times a second slows down all that call it. To attach and detach takes up to 100 ms for each \
 function where the kernel cannot take many at once; so more than --max-functions are refused.",
         limits: "\
-Functions that the compiler put into their callers are not seen, nor those that the kernel does not \
-let anybody probe. What the kernel needs itself for tracing is refused. Of functions of the kernel \
+Functions that the compiler put into their callers are not seen, nor all calls of those that it has \
+split: where /proc/kallsyms has NAME.part.0 beside NAME (vfs_rmdir on Debian's 5.10), callers in the \
+same file go there. Nor are those that the kernel does not let anybody probe. What the kernel needs itself for tracing is refused. Of functions of the kernel \
 that share a name, wildcards leave out all. A call that is under way when the tool starts or ends is \
 not counted; nor is one that never returns because its thread ends, or because a program jumps out \
 of it (longjmp, exceptions). Calls nested more deeply than --level are not counted; they are \

@@ -300,11 +300,12 @@ fn kernel_way(percpu: bool, twins: bool) -> Way {
         }
     }
     // Gone since 11e9734bcb6a "mm/slab_common: unify NUMA and UMA version of tracepoints" (6.1).
-    for (program, twin) in pairs!("kmalloc_node", "kmem_cache_alloc_node") {
-        way = way.optional(&[program]);
-        if twins {
-            way = way.optional(&[twin]).twins(&[(program, twin)]);
-        }
+    let node = pairs!("kmalloc_node", "kmem_cache_alloc_node");
+    for (tracepoint, (program, twin)) in
+        ["kmalloc_node", "kmem_cache_alloc_node"].into_iter().zip(node)
+    {
+        let having = if twins { vec![program, twin] } else { vec![program] };
+        way = way.by_tracepoint(tracepoint, &having, &[]).twins(&[(program, twin)]);
     }
     way.optional(&["free_bulk"])
 }

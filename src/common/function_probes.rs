@@ -35,6 +35,14 @@ struct Probe {
     /// Behind the link, so that it is dropped after it.
     return_probe: Option<ReturnProbe>,
     is_kprobe: bool,
+    /// Whether it is where functions begin.
+    is_entry: bool,
+}
+
+impl Probe {
+    fn new(link: Link, is_kprobe: bool, is_entry: bool) -> Self {
+        Self { link, return_probe: None, is_kprobe, is_entry }
+    }
 }
 
 /// See the module.
@@ -76,10 +84,6 @@ impl<'o> FunctionProbes<'o> {
         })
     }
 
-    fn keep(&mut self, link: Link) {
-        self.probes.push(Probe { link, return_probe: None, is_kprobe: false });
-    }
-
     /// All functions of the kernel at once (kprobe.multi).
     ///
     /// # Errors
@@ -93,7 +97,7 @@ impl<'o> FunctionProbes<'o> {
                 retprobe,
                 ..KprobeMultiOpts::default()
             })?;
-            self.probes.push(Probe { link, return_probe: None, is_kprobe: true });
+            self.probes.push(Probe::new(link, true, !retprobe));
         }
         Ok(())
     }
@@ -129,8 +133,8 @@ impl<'o> FunctionProbes<'o> {
                 link
             }
         };
-        self.probes.push(Probe { link, return_probe, is_kprobe: true });
-        self.probes.push(Probe { link: entry, return_probe: None, is_kprobe: true });
+        self.probes.push(Probe { link, return_probe, is_kprobe: true, is_entry: false });
+        self.probes.push(Probe::new(entry, true, true));
         Ok(())
     }
 
@@ -150,7 +154,7 @@ impl<'o> FunctionProbes<'o> {
                 ..UprobeMultiOpts::default()
             };
             let link = program.attach_uprobe_multi_with_opts(process(pid)?, &path, "", opts)?;
-            self.probes.push(Probe { link, return_probe: None, is_kprobe: false });
+            self.probes.push(Probe::new(link, false, !retprobe));
         }
         Ok(())
     }
@@ -169,7 +173,7 @@ impl<'o> FunctionProbes<'o> {
                 program.attach_uprobe_with_opts(pid, &path, offset, opts)
             };
             let link = attach(&self.exit, true, 0)?;
-            self.keep(link);
+            self.probes.push(Probe::new(link, false, false));
             let with = self.has_cookies.then(|| attach(&self.enter, false, cookie(*index)));
             let entry = match with {
                 Some(Ok(link)) => link,
@@ -179,7 +183,7 @@ impl<'o> FunctionProbes<'o> {
                     link
                 }
             };
-            self.keep(entry);
+            self.probes.push(Probe::new(entry, false, true));
         }
         Ok(())
     }
@@ -250,14 +254,20 @@ impl Aside for AttachedProbes {
 
     fn stop(&mut self) {
         self.at_the_end = Some(self.count());
-        // Taking one away waits for a grace period of the kernel; many can wait together.
-        let mut rest = std::mem::take(&mut self.probes);
-        let share = rest.len().div_ceil(AT_ONCE).max(1);
-        thread::scope(|scope| {
-            while !rest.is_empty() {
-                let part = rest.split_off(rest.len().saturating_sub(share));
-                scope.spawn(move || drop(part));
-            }
-        });
+        // Beginnings first: one that is seen without its end would stay a call for ever.
+        let (begins, ends) = self.probes.drain(..).partition(|probe: &Probe| probe.is_entry);
+        take_away(begins);
+        take_away(ends);
     }
+}
+
+/// Taking one away waits for a grace period of the kernel; many can wait together.
+fn take_away(mut rest: Vec<Probe>) {
+    let share = rest.len().div_ceil(AT_ONCE).max(1);
+    thread::scope(|scope| {
+        while !rest.is_empty() {
+            let part = rest.split_off(rest.len().saturating_sub(share));
+            scope.spawn(move || drop(part));
+        }
+    });
 }

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::fs::File;
+use std::io;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -32,7 +33,8 @@ pub enum Hook<'a> {
     Function(&'a str),
     /// A tracepoint that BTF describes.
     TypedTracepoint(&'a str),
-    /// A tracepoint by its name; BTF tells whether there is one.
+    /// A tracepoint by its name. The kernel's BTF tells whether it has one; that a module has it is
+    /// found out by attaching.
     RawTracepoint(&'a str),
     /// Anything else: found out by attaching.
     Other,
@@ -74,7 +76,10 @@ struct Module {
 impl Module {
     fn look(name: &str) -> Option<Self> {
         let btf = KernelBtf::read(&Path::new(btf::DIRECTORY).join(name)).ok()?;
-        let fd = sys::module_btf(name).map(Arc::new).map_err(|error| error.to_string());
+        let fd = sys::module_btf(name).map(Arc::new).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => "that takes CAP_SYS_ADMIN".into(),
+            _ => error.to_string(),
+        });
         Some(Self { btf, fd })
     }
 }
@@ -191,12 +196,13 @@ impl Kernel {
     fn lacks(&self, program: &Program) -> Option<String> {
         let name = |wanted| match wanted {
             Hook::Function(name) => format!("function {name}"),
-            Hook::TypedTracepoint(name) | Hook::RawTracepoint(name) => format!("tracepoint {name}"),
-            Hook::Other => String::new(),
+            Hook::TypedTracepoint(name) => format!("tracepoint {name}"),
+            Hook::RawTracepoint(_) | Hook::Other => String::new(),
         };
         let section = program.section.as_str();
         let wanted = hook(section);
         let found = match wanted {
+            Hook::RawTracepoint(_) => return None,
             // A probe finds out itself, unless it is clear that there is nothing to find.
             Hook::Other => {
                 let module = program.module.filter(|module| self.runs && !is_loaded(module))?;
@@ -204,11 +210,10 @@ impl Kernel {
                 return (!self.btf.as_ref()?.describes_function(function))
                     .then(|| format!("the module {module} is not loaded"));
             }
-            Hook::RawTracepoint(_) if self.btf.is_none() => return None,
             _ if self.btf.is_none() => {
                 return Some(format!("the kernel has no BTF to find {} in", name(wanted)));
             }
-            Hook::Function(name) | Hook::TypedTracepoint(name) | Hook::RawTracepoint(name) => {
+            Hook::Function(name) | Hook::TypedTracepoint(name) => {
                 self.found.contains(section) || self.in_modules.contains(name)
             }
         };

@@ -48,8 +48,9 @@ use crate::sys::Held;
 use crate::sys::ProgramCounts;
 use crate::tool::Way;
 
-/// How many events are taken before the loop looks at signals and deadlines again.
-const DRAIN: usize = 4096;
+/// How many events are taken before their lines are written, and the loop looks at signals and
+/// deadlines again. More would save nothing, and their lines would take memory.
+const DRAIN: usize = 1024;
 
 /// One record of the ring buffer.
 #[derive(Clone, Copy)]
@@ -428,7 +429,8 @@ impl<'a> Session<'a> {
         if self.common.verbose {
             self.cost = Some(self.cost());
         }
-        self.attached.clear();
+        // What was attached first goes last: ends are behind beginnings here as well.
+        while self.attached.pop().is_some() {}
         if self.reason.as_deref() != Some("reader") {
             while drain()? > 0 {
                 output.borrow_mut().flush()?;

@@ -118,11 +118,16 @@ pub fn running_tools() -> impl Iterator<Item = &'static String> {
     running().iter().map(|(tool, _)| tool)
 }
 
-/// What a tool said beside what it says of this machine.
+/// What a tool said beside what it says of this machine, and of hits that the kernel skipped: those
+/// are everybody's, and where programs can be preempted there are always some.
 fn beside(tool: &str, stderr: &[u8]) -> Vec<String> {
     let remarks = running().iter().find(|(name, _)| name == tool).map(|(_, remarks)| remarks);
     let text = String::from_utf8_lossy(stderr).into_owned();
-    let is_new = |line: &&str| !remarks.is_some_and(|all| all.iter().any(|known| known == line));
+    let skipped = format!("{tool}: the kernel skipped ");
+    let is_new = |line: &&str| {
+        !line.starts_with(&skipped)
+            && !remarks.is_some_and(|all| all.iter().any(|known| known == line))
+    };
     text.lines().filter(is_new).map(String::from).collect()
 }
 
@@ -204,7 +209,10 @@ fn ways() -> Outcome {
             let running = start(&tool, &args);
             assert_eq!(running.way(), way, "{tool} {args:?}");
             let finished = running.stop();
-            finished.assert_clean();
+            // Nothing is filtered here. What the other tests do comes by as well, and can be more
+            // than there is room for: calls whose end was missed.
+            assert!(finished.status.success(), "{}", finished.stderr);
+            assert_eq!(finished.end()["lost"], 0, "{tool}");
             for (name, count) in verified(&finished.stderr) {
                 let most = programs.entry(name).or_insert(0);
                 *most = count.max(*most);

@@ -150,7 +150,13 @@ fn compare(around: &Around, program: &Path, subjects: Subjects) -> Vec<Value> {
             let output = command.output().expect("run");
             let stderr = String::from_utf8_lossy(&output.stderr);
             let reason = found["reason"].as_str().expect("a reason");
-            assert_eq!(stderr, format!("{tool}: {reason}\n"));
+            // What the trial took of the locked memory comes back a little later.
+            let limit = "limit of locked memory";
+            let same = stderr == format!("{tool}: {reason}\n");
+            assert!(
+                same || reason.contains(limit) && stderr.contains(limit),
+                "{stderr} and {reason}"
+            );
             assert_eq!(output.status.code(), Some(3), "{stderr}");
         }
         said.push((*found).clone());
@@ -182,12 +188,12 @@ fn may_lack(said: &Value) -> bool {
 }
 
 /// Every tool runs for an ordinary user, but those that need perf events, where the kernel keeps
-/// these from such users.
+/// these from such users, because they take no other way or because the other one is in a module.
 fn ordinary_run(said: &[Value]) {
     let level = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").expect("a level");
     let kept = level.trim().parse::<i32>().expect("a number") > 2;
     let mut by_perf: BTreeMap<(String, Vec<String>), bool> = BTreeMap::new();
-    for (_, tool, args, way) in expectations() {
+    for (_, tool, args, way) in expectations().into_iter().filter(|(.., way)| way != "none") {
         let takes = ["perf", "uprobe", "kprobe"].iter().any(|start| way.starts_with(start));
         *by_perf.entry((tool, args)).or_insert(true) &= takes;
     }
@@ -199,9 +205,17 @@ fn ordinary_run(said: &[Value]) {
                 && said.len() == args.len() + 2
                 && said.iter().zip(args).all(|(said, arg)| said == arg.as_str())
         };
-        assert!(kept && by_perf.keys().filter(is_it).all(|key| by_perf[key]), "{tool}");
+        let only_perf = by_perf.keys().filter(is_it).all(|key| by_perf[key]);
+        let in_module = reason.contains("BTF of the module ext4");
+        assert!(kept && (only_perf || in_module), "{tool}");
         assert!(reason.contains("perf_event"), "{tool}");
     }
+}
+
+/// Whether a tool runs and nothing but perf events was kept from it: functions of a module are for
+/// root alone.
+fn comparable(mine: &Value) -> bool {
+    mine["verdict"] == "runs" && !mine["refused"].to_string().contains("that takes CAP_SYS_ADMIN")
 }
 
 fn none_runs(said: &[Value], word: &str) {
@@ -318,7 +332,7 @@ fn ordinary_user() -> Outcome {
     let (records, _) = doctor(&around, &program, &[]);
     let refused = check(&records, "kprobes")["state"] != "ok";
     let both = said.iter().zip(as_root(subjects()));
-    for (mine, roots) in both.filter(|(mine, _)| mine["verdict"] == "runs") {
+    for (mine, roots) in both.filter(|(mine, _)| comparable(mine)) {
         let other = roots["way"] == "kprobe" && refused;
         assert_eq!(mine["way"] != roots["way"], other, "{mine} {roots}");
         if kernel() != "own" && other {
@@ -388,7 +402,7 @@ fn no_tracefs() -> Outcome {
     for tool in &said {
         // By their names: what is hooked in where a function returns.
         let programs = tool["programs"].to_string();
-        let returns = tool["way"] == "kprobe" && programs.contains("_exit");
+        let returns = tool["way"] == "kprobe" && programs.contains("exit");
         assert_eq!(tool["remarks"].to_string().contains("tracefs"), returns, "{tool}");
     }
     Outcome::Passed
@@ -537,7 +551,7 @@ fn paranoid() -> Outcome {
     assert_eq!(check(&records, "kprobes")["state"], "ok");
     let said = compare(&around, &program, kinds());
     let both = said.iter().zip(as_root(kinds()));
-    for (mine, roots) in both.filter(|(mine, _)| mine["verdict"] == "runs") {
+    for (mine, roots) in both.filter(|(mine, _)| comparable(mine)) {
         assert_eq!(mine["way"], roots["way"], "{mine} {roots}");
     }
     let _ = fs::remove_dir_all(directory);

@@ -21,7 +21,9 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
+use nix::unistd::mkfifo;
 use serde_json::Value;
 
 use crate::support::Case;
@@ -275,7 +277,7 @@ fn kernel_refuses() -> Option<Outcome> {
     }
 }
 
-/// Directories that this thread makes and removes, counted at one function, at the same with
+/// Directories and FIFOs that this thread makes, counted at one function, at the same with
 /// kprobes, and at several that call each other.
 fn of_the_kernel() -> Outcome {
     if let Some(skipped) = kernel_refuses() {
@@ -285,10 +287,10 @@ fn of_the_kernel() -> Outcome {
     let tid = gettid().to_string();
     let one = start("funclatency", &["vfs_mkdir", "--tid", &tid]);
     let by_kprobes = start("funclatency", &["-k", "vfs_mkdir", "--tid", &tid]);
-    let of_several = ["-r", "vfs_(mk|rm)dir|(do|filename)_mkdirat", "--tid", &tid];
+    let of_several = ["-r", "vfs_mk(dir|nod)|(do|filename)_mkdirat", "--tid", &tid];
     let together = start("funclatency", &of_several);
     let each = start("funclatency", &[&["-F"], &of_several[..]].concat());
-    let all = start("funclatency", &["-F", "vfs_*dir", "--tid", &tid]);
+    let all = start("funclatency", &["-F", "vfs_mk*", "--tid", &tid]);
     assert!(by_kprobes.way().starts_with("kprobe") && each.way().starts_with("kprobe"));
     for i in 0..40 {
         fs::create_dir(directory.join(i.to_string())).expect("mkdir");
@@ -298,7 +300,7 @@ fn of_the_kernel() -> Outcome {
         scope.spawn(|| fs::create_dir(directory.join("other")).expect("mkdir"));
     });
     for i in 0..30 {
-        fs::remove_dir(directory.join(i.to_string())).expect("rmdir");
+        mkfifo(&directory.join(format!("fifo-{i}")), Mode::S_IRWXU).expect("mkfifo");
     }
     let ended = [one, by_kprobes, together, each, all].map(|tool| {
         let finished = tool.stop();
@@ -312,9 +314,9 @@ fn of_the_kernel() -> Outcome {
     assert_eq!(counts(together), BTreeMap::from([((None, None), 110)]));
     let mut each = counts(each);
     assert_eq!(each.remove(&key("vfs_mkdir")), Some(40));
-    assert_eq!(each.remove(&key("vfs_rmdir")), Some(30));
+    assert_eq!(each.remove(&key("vfs_mknod")), Some(30));
     assert_eq!(each.values().sum::<u64>(), 40, "{each:?}");
-    assert_eq!(counts(all), BTreeMap::from([(key("vfs_mkdir"), 40), (key("vfs_rmdir"), 30)]));
+    assert_eq!(counts(all), BTreeMap::from([(key("vfs_mkdir"), 40), (key("vfs_mknod"), 30)]));
     let _ = fs::remove_dir_all(directory);
     Outcome::Passed
 }

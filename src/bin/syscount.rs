@@ -194,7 +194,8 @@ Calls that had begun before the tool are counted when they end where that is loo
 time. Interrupted calls that the kernel will restart fail with ERESTARTSYS and the like, which \
 programs never see. Calls that io_uring makes for a program, and those of the vDSO, are none. An \
 interval has room for 10,240 rows of -P, --by-cgroup, -L and --by-errno; more are counted as \
-map_full.",
+map_full. From Linux 7.0 on, a thread can be stopped in the middle of counting, and the calls that \
+others make on its CPU until it goes on are not counted; how many those were is said at the end.",
     };
     const QUESTION: Question = Question {
         heading: "Processes",

@@ -27,6 +27,7 @@ use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::command;
 use crate::support::gettid;
+use crate::support::kernel;
 use crate::support::start;
 use crate::support::start_command;
 use crate::support::wait_until_in_call;
@@ -135,7 +136,10 @@ fn many() -> Outcome {
     let all: u64 = seen.values().sum();
     assert_eq!(seen.keys().collect::<Vec<_>>(), ["getppid", "getuid"]);
     assert!(all <= 2 * CALLS && 2 * CALLS - all <= missed, "{seen:?}, {missed} missed");
-    assert!(missed < 100, "{missed}");
+    // Since 7.0 a thread can be stopped inside of the program, and what others do on its CPU is
+    // skipped then. Emulated, the program is the larger part of a call.
+    let most = if kernel() == "newest" { CALLS / 10 } else { 100 };
+    assert!(missed < most, "{missed}");
     Outcome::Passed
 }
 

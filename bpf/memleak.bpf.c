@@ -719,29 +719,31 @@ typedef void (*btf_trace_percpu_alloc_percpu___with_bytes)(void *, unsigned long
 							   size_t, size_t, void *, int, void *,
 							   size_t, gfp_t);
 
-static __always_inline int on_kmalloc(__u64 *ctx, bool is_twin)
+/* The size that was asked for, which stands behind the cache where that is an argument. */
+static __always_inline __u64 bytes_req(__u64 *ctx, bool with_cache)
 {
 	__u64 size;
 
-	if (bpf_core_type_exists(btf_trace_kmalloc___with_cache)) {
+	if (with_cache) {
 		size = ctx[4];
 		barrier_var(size);
 	} else {
 		size = ctx[3];
 	}
+	return size;
+}
+
+static __always_inline int on_kmalloc(__u64 *ctx, bool is_twin)
+{
+	__u64 size = bytes_req(ctx, bpf_core_type_exists(btf_trace_kmalloc___with_cache));
+
 	return kernel_alloc(ctx, ctx[1], SPACE_MEMORY, size, KMALLOC, is_twin);
 }
 
 static __always_inline int on_kmalloc_node(__u64 *ctx, bool is_twin)
 {
-	__u64 size;
+	__u64 size = bytes_req(ctx, bpf_core_type_exists(btf_trace_kmalloc_node___with_cache));
 
-	if (bpf_core_type_exists(btf_trace_kmalloc_node___with_cache)) {
-		size = ctx[4];
-		barrier_var(size);
-	} else {
-		size = ctx[3];
-	}
 	return kernel_alloc(ctx, ctx[1], SPACE_MEMORY, size, KMALLOC, is_twin);
 }
 
@@ -767,14 +769,8 @@ static __always_inline int on_kmem_cache_alloc(__u64 *ctx, bool is_twin)
 /* Only there where it has the sizes. */
 static __always_inline int on_kmem_cache_alloc_node(__u64 *ctx, bool is_twin)
 {
-	__u64 size;
+	__u64 size = bytes_req(ctx, bpf_core_type_exists(btf_trace_kmem_cache_alloc___with_both));
 
-	if (bpf_core_type_exists(btf_trace_kmem_cache_alloc___with_both)) {
-		size = ctx[4];
-		barrier_var(size);
-	} else {
-		size = ctx[3];
-	}
 	return kernel_alloc(ctx, ctx[1], SPACE_MEMORY, size, KMEM_CACHE_ALLOC, is_twin);
 }
 

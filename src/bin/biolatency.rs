@@ -56,7 +56,7 @@ const MOST_HISTOGRAMS: usize = 8192;
 
 impl Args {
     fn unit(&self) -> Unit {
-        if self.milliseconds { histogram::MSECS } else { histogram::USECS }
+        histogram::time_unit(self.milliseconds)
     }
 
     /// How many histograms there can be.
@@ -157,7 +157,6 @@ them passes the filter. It has no place on the disk, so -d with a partition leav
         let timestamp = session.common.choice.timestamp;
         let mut disks = Disks::read();
         let mut intervals = Intervals::default();
-        let mut since = session.output.clock.now();
         let mut report = |out: &mut Output| -> Result<()> {
             out.line("");
             if timestamp {
@@ -187,8 +186,7 @@ them passes the filter. It has no place on the disk, so -d with a partition leav
             if self.extension && all.count() > 0 {
                 out.line(&all.summary(unit));
             }
-            out.report_done(since);
-            since = out.clock.now();
+            out.report_done();
             Ok(())
         };
         session.every(self.reports.every(&mut report))

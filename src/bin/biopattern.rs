@@ -142,7 +142,6 @@ map_full. With a filter on the task, requests without a submitter are left out."
     fn run(&self, skel: &bpf::Skel<'_>, session: &mut Session<'_>) -> Result<()> {
         let mut disks = Disks::read();
         let mut seen: HashMap<u32, Count> = HashMap::new();
-        let mut since = session.output.clock.now();
         session.output.header(0);
         let mut report = |out: &mut Output| -> Result<()> {
             let now: HashMap<u32, Count> =
@@ -175,8 +174,7 @@ map_full. With a filter on the task, requests without a submitter are left out."
                 );
             }
             seen = now;
-            out.report_done(since);
-            since = out.clock.now();
+            out.report_done();
             Ok(())
         };
         session.every(self.reports.every(&mut report))

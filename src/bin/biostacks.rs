@@ -61,7 +61,7 @@ type Same = (u32, [i8; 16], u32, bool, Vec<u64>);
 
 impl Args {
     fn unit(&self) -> Unit {
-        if self.milliseconds { histogram::MSECS } else { histogram::USECS }
+        histogram::time_unit(self.milliseconds)
     }
 }
 
@@ -144,7 +144,6 @@ Functions of the kernel lack names where kernel.kptr_restrict hides them.",
         let stacks = RefCell::new(Stacks::default());
         let mut disks = Disks::read();
         let mut intervals = Intervals::default();
-        let mut since = session.output.clock.now();
         let mut report = |out: &mut Output| -> Result<()> {
             let mut symbols = symbols.borrow_mut();
             let stacks = stacks.borrow();
@@ -178,8 +177,7 @@ Functions of the kernel lack names where kernel.kptr_restrict hides them.",
                 out.histogram(0, Some(&title), &key, latency, unit);
                 out.line("");
             }
-            out.report_done(since);
-            since = out.clock.now();
+            out.report_done();
             stacks::complain_of_missing(
                 "biostacks",
                 entries.iter().filter(|(_, stack, _)| *stack == Stack::Missed).count(),

@@ -188,7 +188,6 @@ no known submitter: PID 0, COMM ?, and filters on the task leave them out. An in
     fn run(&self, skel: &bpf::Skel<'_>, session: &mut Session<'_>) -> Result<()> {
         let mut disks = Disks::read();
         let mut intervals = Swapped::new(&skel.maps.intervals, &skel.maps.first_interval);
-        let mut since = session.output.clock.now();
         let mut report = |out: &mut Output| -> Result<()> {
             let mut rows: HashMap<Key, Count> = HashMap::new();
             for (key, parts) in intervals.end_interval()?.iter() {
@@ -235,8 +234,7 @@ no known submitter: PID 0, COMM ?, and filters on the task leave them out. An in
                     ],
                 );
             }
-            out.report_done(since);
-            since = out.clock.now();
+            out.report_done();
             Ok(())
         };
         session.every(Every { interval: Some(self.interval), count: self.count, act: &mut report })

@@ -125,7 +125,6 @@ multipath device makes of others. Up to 4,096 names are told apart; more are cou
         let unit = self.unit();
         let timestamp = session.common.choice.timestamp;
         let mut intervals = Intervals::default();
-        let mut since = session.output.clock.now();
         let mut report = |out: &mut Output| -> Result<()> {
             out.line("");
             if timestamp {
@@ -144,8 +143,7 @@ multipath device makes of others. Up to 4,096 names are told apart; more are cou
                 let title = format!("\nProcess Name = {shown}");
                 out.histogram(0, Some(&title), &[key], &sizes, unit);
             }
-            out.report_done(since);
-            since = out.clock.now();
+            out.report_done();
             Ok(())
         };
         session.every(self.reports.every(&mut report))

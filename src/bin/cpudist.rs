@@ -2,9 +2,7 @@
 
 //! cpudist: how long threads are on the CPU at a time, or off it.
 
-use std::time::Duration;
-
-use bpfscope::cli::seconds;
+use bpfscope::cli::Reports;
 use bpfscope::histogram;
 use bpfscope::histogram::Unit;
 use bpfscope::prelude::*;
@@ -21,12 +19,8 @@ bpf!("cpudist");
 // Each is a switch of its own on the command line.
 #[allow(clippy::struct_excessive_bools)]
 pub struct Args {
-    /// Seconds between reports; without it, one report at the end
-    #[arg(value_parser = seconds)]
-    interval: Option<Duration>,
-    /// End after this many reports
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-    count: Option<u64>,
+    #[command(flatten)]
+    reports: Reports,
     /// How long they are off the CPU
     #[arg(short = 'O', long)]
     offcpu: bool,
@@ -45,7 +39,7 @@ pub struct Args {
 
 impl Args {
     fn unit(&self) -> Unit {
-        if self.milliseconds { histogram::MSECS } else { histogram::USECS }
+        histogram::time_unit(self.milliseconds)
     }
 }
 
@@ -142,7 +136,6 @@ more are counted as map_full, as are with -O those of threads for which the map 
             Times::new(&self.by, &maps.times_of_all, &maps.times_now, &maps.times_first);
         let unit = self.unit();
         let timestamp = session.common.choice.timestamp;
-        let mut since = session.output.clock.now();
         let mut report = |out: &mut Output| -> Result<()> {
             out.line("");
             if timestamp {
@@ -152,11 +145,10 @@ more are counted as map_full, as are with -O those of threads for which the map 
             if self.extension && all.count() > 0 {
                 out.line(&all.summary(unit));
             }
-            out.report_done(since);
-            since = out.clock.now();
+            out.report_done();
             Ok(())
         };
-        session.every(Every { interval: self.interval, count: self.count, act: &mut report })
+        session.every(self.reports.every(&mut report))
     }
 }
 

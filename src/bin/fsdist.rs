@@ -2,9 +2,7 @@
 
 //! fsdist: how long operations of a file system take, as histograms.
 
-use std::time::Duration;
-
-use bpfscope::cli::seconds;
+use bpfscope::cli::Reports;
 use bpfscope::file_system_aliases;
 use bpfscope::file_systems;
 use bpfscope::file_systems::FileSystem;
@@ -19,12 +17,8 @@ use bpf::types;
 /// Show the latency of file system operations as histograms
 #[derive(clap::Args)]
 pub struct Args {
-    /// Seconds between reports; without it, one report at the end
-    #[arg(value_parser = seconds)]
-    interval: Option<Duration>,
-    /// End after this many reports
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-    count: Option<u64>,
+    #[command(flatten)]
+    reports: Reports,
     /// Count in milliseconds instead of microseconds
     #[arg(short, long)]
     milliseconds: bool,
@@ -35,7 +29,7 @@ pub struct Args {
 
 impl Args {
     fn unit(&self) -> Unit {
-        if self.milliseconds { histogram::MSECS } else { histogram::USECS }
+        histogram::time_unit(self.milliseconds)
     }
 }
 
@@ -135,7 +129,6 @@ cache of a network file system) are not, and do not count.",
         let timestamp = session.common.choice.timestamp;
         let name = self.file_system.map_or(Value::Null, |fs| Value::Str(fs.name));
         let mut intervals = Intervals::default();
-        let mut since = session.output.clock.now();
         let mut report = |out: &mut Output| -> Result<()> {
             out.line("");
             if timestamp {
@@ -155,11 +148,10 @@ cache of a network file system) are not, and do not count.",
                 );
                 out.line("");
             }
-            out.report_done(since);
-            since = out.clock.now();
+            out.report_done();
             Ok(())
         };
-        session.every(Every { interval: self.interval, count: self.count, act: &mut report })
+        session.every(self.reports.every(&mut report))
     }
 }
 

@@ -4,7 +4,6 @@
 
 use std::cell::Cell;
 use std::cell::OnceCell;
-use std::fs;
 use std::time::Duration;
 
 use bpfscope::cli::seconds;
@@ -18,6 +17,7 @@ use bpfscope::histogram::Histogram;
 use bpfscope::histogram::Intervals;
 use bpfscope::histogram::Unit;
 use bpfscope::prelude::*;
+use bpfscope::threads;
 use libbpf_rs::MapFlags;
 
 bpf!("funclatency");
@@ -236,12 +236,6 @@ impl Args {
     }
 }
 
-/// How many threads the machine has now: the number behind the slash of /proc/loadavg.
-fn threads() -> Option<u32> {
-    let text = fs::read_to_string("/proc/loadavg").ok()?;
-    text.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
-}
-
 impl Tool for Args {
     type Bpf = bpf::Object;
 
@@ -404,8 +398,7 @@ that lie at the same place of a page, -F says so and ends.",
         let call = u32::try_from(size_of::<types::call>())?;
         open.maps.threads.set_value_size(8 + self.level * call)?;
         open.maps.near_threads.set_value_size(8 + self.level * call)?;
-        let threads = threads().unwrap_or(0).saturating_mul(2).clamp(FEWEST_THREADS, MOST_THREADS);
-        open.maps.threads.set_max_entries(threads)?;
+        open.maps.threads.set_max_entries(threads::twice(FEWEST_THREADS, MOST_THREADS))?;
         open.maps.latencies.set_max_entries(if apart { functions } else { 1 })?;
         open.maps.functions.set_max_entries(functions)?;
         if self.by_process() {
@@ -466,7 +459,6 @@ that lie at the same place of a page, -F says so and ends.",
         let unit = self.unit();
         let timestamp = session.common.choice.timestamp;
         let mut intervals = Intervals::default();
-        let mut since = session.output.clock.now();
         let apart = self.tells_functions_apart(found);
         session.output.line(&if found.names.len() > 1 {
             format!(
@@ -516,8 +508,7 @@ that lie at the same place of a page, -F says so and ends.",
                     unit = unit.label,
                 ));
             }
-            out.report_done(since);
-            since = out.clock.now();
+            out.report_done();
             Ok(())
         };
         session.every(Every { interval: self.interval, count: None, act: &mut report })?;

@@ -591,7 +591,6 @@ CONFIG_KALLSYMS_ALL, unless kernel.kptr_restrict hides it; arm64 always).
     fn run(&self, skel: &bpf::Skel<'_>, session: &mut Session<'_>) -> Result<()> {
         let stacks = RefCell::new(Stacks::default());
         let symbols = Rc::clone(&session.symbols);
-        let mut since = session.output.clock.now();
         let mut report = |out: &mut Output| -> Result<()> {
             let now = match self.stopped.get() {
                 0 => now_ns(),
@@ -609,8 +608,7 @@ CONFIG_KALLSYMS_ALL, unless kernel.kptr_restrict hides it; arm64 always).
                 key(b).cmp(&key(a))
             });
             self.show(out, &entries);
-            out.report_done(since);
-            since = out.clock.now();
+            out.report_done();
             stacks::complain_of("memleak", &entries, &symbols);
             Ok(())
         };

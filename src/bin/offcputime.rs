@@ -249,7 +249,6 @@ were seen to map while they lived.",
         let stacks = RefCell::new(Stacks::default());
         let symbols = Rc::clone(&session.symbols);
         let style = self.shape.style(session.common.verbose);
-        let since = session.output.clock.now();
         let mut report = |out: &mut Output| -> Result<()> {
             let mut symbols = symbols.borrow_mut();
             let stacks = stacks.borrow();
@@ -272,7 +271,7 @@ were seen to map while they lived.",
             for entry in &entries {
                 self.show(out, entry, style);
             }
-            out.report_done(since);
+            out.report_done();
             stacks::complain_of("offcputime", &entries, &symbols);
             Ok(())
         };

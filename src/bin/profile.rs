@@ -326,7 +326,6 @@ from user space are left out by the kernel, uncounted.",
         let stacks = RefCell::new(Stacks::default());
         let symbols = Rc::clone(&session.symbols);
         let style = self.shape.style(session.common.verbose);
-        let since = session.output.clock.now();
         let began = SystemTime::now();
         let mut report = |out: &mut Output| -> Result<()> {
             let mut symbols = symbols.borrow_mut();
@@ -341,7 +340,7 @@ from user space are left out by the kernel, uncounted.",
             for entry in &entries {
                 self.show(out, entry, style);
             }
-            out.report_done(since);
+            out.report_done();
             stacks::complain_of("profile", &entries, &symbols);
             Ok(())
         };

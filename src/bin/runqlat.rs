@@ -2,9 +2,7 @@
 
 //! runqlat: how long threads that could run wait for a CPU.
 
-use std::time::Duration;
-
-use bpfscope::cli::seconds;
+use bpfscope::cli::Reports;
 use bpfscope::histogram;
 use bpfscope::histogram::Unit;
 use bpfscope::prelude::*;
@@ -19,12 +17,8 @@ bpf!("runqlat");
 /// Show how long threads wait for a CPU as a histogram
 #[derive(clap::Args)]
 pub struct Args {
-    /// Seconds between reports; without it, one report at the end
-    #[arg(value_parser = seconds)]
-    interval: Option<Duration>,
-    /// End after this many reports
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-    count: Option<u64>,
+    #[command(flatten)]
+    reports: Reports,
     /// Count in milliseconds instead of microseconds
     #[arg(short, long)]
     milliseconds: bool,
@@ -34,7 +28,7 @@ pub struct Args {
 
 impl Args {
     fn unit(&self) -> Unit {
-        if self.milliseconds { histogram::MSECS } else { histogram::USECS }
+        histogram::time_unit(self.milliseconds)
     }
 }
 
@@ -138,18 +132,16 @@ which the map of threads has no room.",
         let mut times =
             Times::new(&self.by, &maps.times_of_all, &maps.times_now, &maps.times_first);
         let timestamp = session.common.choice.timestamp;
-        let mut since = session.output.clock.now();
         let mut report = |out: &mut Output| -> Result<()> {
             out.line("");
             if timestamp {
                 out.time_line();
             }
             times.show(out, 0, self.unit())?;
-            out.report_done(since);
-            since = out.clock.now();
+            out.report_done();
             Ok(())
         };
-        session.every(Every { interval: self.interval, count: self.count, act: &mut report })
+        session.every(self.reports.every(&mut report))
     }
 }
 

@@ -334,7 +334,6 @@ others make on its CPU until it goes on are not counted; how many those were is 
         };
         let mut distributions = Intervals::default();
         let mut comms = BTreeMap::new();
-        let mut since = session.output.clock.now();
         let mut report = |out: &mut Output| -> Result<()> {
             let rows = source.end_interval()?;
             if out.form() == Form::Columns && rows.is_empty() {
@@ -361,8 +360,7 @@ others make on its CPU until it goes on are not counted; how many those were is 
                     self.row(key, count, out);
                 }
             }
-            out.report_done(since);
-            since = now;
+            out.report_done();
             Ok(())
         };
         session.every(Every { interval: self.interval, count: None, act: &mut report })
@@ -383,7 +381,7 @@ impl Args {
     }
 
     fn unit(&self) -> histogram::Unit {
-        if self.milliseconds { histogram::MSECS } else { histogram::USECS }
+        histogram::time_unit(self.milliseconds)
     }
 
     fn key(&self, key: &types::call_key) -> Key {
@@ -398,7 +396,7 @@ impl Args {
         out: &mut Output,
         show: impl FnOnce(&mut Output, &[Value<'_>], &str),
     ) {
-        let path = if self.by_cgroup { out.cgroup_path(key.cgroup_id) } else { None };
+        let path = if self.by_cgroup { out.cgroup(key.cgroup_id).0 } else { None };
         let call = key.call.map(|(abi, number)| abi.shown(number));
         let mut title = Vec::new();
         if self.process {

@@ -28,6 +28,11 @@ pub const NSECS: Unit = Unit { label: "nsecs", scale: 1 };
 pub const USECS: Unit = Unit { label: "usecs", scale: 1_000 };
 /// Milliseconds.
 pub const MSECS: Unit = Unit { label: "msecs", scale: 1_000_000 };
+/// The unit of times under an option `--milliseconds`.
+pub fn time_unit(milliseconds: bool) -> Unit {
+    if milliseconds { MSECS } else { USECS }
+}
+
 /// Bytes.
 pub const BYTES: Unit = Unit { label: "bytes", scale: 1 };
 /// Units of 1,024 bytes.

@@ -277,6 +277,8 @@ pub struct Output {
     /// Whether the limit is reached: the loop ends.
     pub full: bool,
     report: u64,
+    /// When the report that is next began.
+    report_began: u64,
     reader: Reader,
     fields_chosen: bool,
     /// The rows of the current report, where they are sorted before they are shown.
@@ -330,6 +332,7 @@ impl Output {
             filtered: 0,
             full: false,
             report: 0,
+            report_began: 0,
             reader: Reader::There,
             fields_chosen: choice.fields.is_some(),
             table,
@@ -867,10 +870,16 @@ impl Output {
         }
     }
 
-    /// Closes the rows and histograms of one interval, which began at `start_boot_ns`.
-    pub fn report_done(&mut self, start_boot_ns: u64) {
+    /// From now on, what is counted belongs to the next report.
+    pub(crate) fn report_begins(&mut self) {
+        self.report_began = self.clock.now();
+    }
+
+    /// Closes the rows and histograms of one interval; the next one begins.
+    pub fn report_done(&mut self) {
         let load = self.table.as_ref().and_then(|_| fs::read_to_string("/proc/loadavg").ok());
-        self.close_report(self.clock.now(), start_boot_ns, load.as_deref());
+        self.close_report(self.clock.now(), self.report_began, load.as_deref());
+        self.report_begins();
     }
 
     /// The number of the report that a saved record belongs to.
@@ -878,7 +887,7 @@ impl Output {
         self.report = report;
     }
 
-    /// The same at `now`, when the load average was `load`.
+    /// Closes a report that lasted from `start_boot_ns` to `now`, when the load average was `load`.
     pub(crate) fn close_report(&mut self, now: u64, start_boot_ns: u64, load: Option<&str>) {
         self.table_done(now, load);
         if self.form == Form::Json {
@@ -892,11 +901,6 @@ impl Output {
             out.extend_from_slice(b"\"}\n");
         }
         self.report += 1;
-    }
-
-    /// The path of a cgroup below the root of the hierarchy, for rows that are about one.
-    pub fn cgroup_path(&mut self, id: u64) -> Option<Vec<u8>> {
-        self.cgroups.path(id).map(<[u8]>::to_vec)
     }
 
     /// Adds the wall-clock time of now as a line of its own; text only.

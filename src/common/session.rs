@@ -189,6 +189,7 @@ impl<'a> Session<'a> {
             self.waiter.watch_cgroups(ring)?;
         }
         self.output.clock.restart();
+        self.output.report_begins();
         self.started = Instant::now();
         let programs: Vec<String> =
             self.way.all().iter().map(|name| format!("\"{name}\"")).collect();

@@ -21,6 +21,7 @@ use crate::support::command;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
 use crate::support::start;
+use crate::support::usage_error;
 
 pub const CASES: &[Case] = &[
     Case::new("who read, where, and how often", reads),
@@ -233,10 +234,7 @@ fn usage() -> Outcome {
         (&["-d", "no-such-disk"], "no-such-disk"),
         (&["1", "--duration", "2"], "duration"),
     ] {
-        let output = command("biostacks", args).output().expect("run");
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-        assert!(stderr.lines().count() == 1 && stderr.contains(word), "{args:?}: {stderr}");
+        usage_error("biostacks", args, word);
     }
     let finished = start("biostacks", &["0.3", "--comm", "bs-nobody"]).finish();
     assert_eq!(finished.end()["reason"], "duration");

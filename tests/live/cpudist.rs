@@ -8,7 +8,6 @@ use std::fs;
 use std::io::BufRead as _;
 use std::io::BufReader;
 use std::io::Read as _;
-use std::process::Command;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
@@ -31,6 +30,7 @@ use crate::support::sched::count_and_sum;
 use crate::support::sched::totals;
 use crate::support::sched::until_zombie;
 use crate::support::start;
+use crate::support::usage_error;
 
 pub const CASES: &[Case] = &[
     Case::new("every stint of every thread", every_stint),
@@ -309,11 +309,7 @@ fn usage_errors() -> Outcome {
         &["--by-cgroup", "-P"],
         &["-c", "/no/such/cgroup"],
     ] {
-        let output = Command::new(crate::support::binary()).arg("cpudist").args(args).output();
-        let output = output.expect("cpudist");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
+        usage_error("cpudist", args, "");
     }
     Outcome::Passed
 }

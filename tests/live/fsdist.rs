@@ -29,6 +29,7 @@ use crate::support::file_system::runs;
 use crate::support::fuse::Slow;
 use crate::support::gettid;
 use crate::support::start;
+use crate::support::usage_error;
 
 pub const CASES: &[Case] = &[
     Case::new("operations on ext4", || operations_on("ext4")),
@@ -197,10 +198,7 @@ fn usage_errors() -> Outcome {
         &["-t", "ext4", "1", "0"],
         &["-t", "ext4", "-p", "x"],
     ] {
-        let output = command("fsdist", args).output().expect("fsdist");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
+        usage_error("fsdist", args, "");
     }
     Outcome::Passed
 }

@@ -35,6 +35,7 @@ use crate::support::file_system::tried;
 use crate::support::fuse::Slow;
 use crate::support::gettid;
 use crate::support::start;
+use crate::support::usage_error;
 
 pub const CASES: &[Case] = &[
     Case::new("operations on ext4", || operations_on("ext4")),
@@ -328,10 +329,7 @@ fn usage_errors() -> Outcome {
         &["-t", "ext4", "5", "6"],
         &["-t", "ext4", "-d", "0"],
     ] {
-        let output = command("fsslower", args).output().expect("fsslower");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
+        usage_error("fsslower", args, "");
     }
     Outcome::Passed
 }

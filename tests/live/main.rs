@@ -78,8 +78,9 @@ fn main() -> ExitCode {
         MESSAGES.with_borrow_mut(|messages| messages.push(info.to_string()));
     }));
     if support::kernel() != "own" {
-        // There are tools that hook into a file system, which here is a module that nobody uses yet.
-        let _ = Command::new("modprobe").args(["-q", "ext4"]).status();
+        // There are tools that hook into a file system, and into loop devices where these are. Both
+        // are modules that nobody uses yet; other tests would load the second sooner or later.
+        let _ = Command::new("modprobe").args(["-qa", "ext4", "loop"]).status();
     }
     let tally = Mutex::new(Tally::default());
     alone.iter().for_each(|job| run(job, &tally));

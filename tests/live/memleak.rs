@@ -27,6 +27,7 @@ use crate::support::compile::compile;
 use crate::support::gettid;
 use crate::support::scratch;
 use crate::support::start;
+use crate::support::usage_error;
 
 pub const CASES: &[Case] = &[
     Case::new("every function of the C library", functions),
@@ -1084,10 +1085,7 @@ fn usage() -> Outcome {
         (&["--max-rate", "5"], "--trace"),
         (&["--allocations", "0"], "allocations"),
     ] {
-        let output = command("memleak", args).output().expect("run");
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-        assert!(stderr.lines().count() == 1 && stderr.contains(word), "{args:?}: {stderr}");
+        usage_error("memleak", args, word);
     }
     // A library that is none.
     let output = command("memleak", &["-O", "/etc/passwd"]).output().expect("run");

@@ -21,6 +21,7 @@ use crate::support::command;
 use crate::support::idle_ticks;
 use crate::support::patience;
 use crate::support::start;
+use crate::support::usage_error;
 
 pub const CASES: &[Case] = &[
     Case::new("times and stacks", times).timed(),
@@ -306,10 +307,7 @@ fn usage() -> Outcome {
         (&["--state", "x"], "state"),
         (&["1", "--duration", "2"], "duration"),
     ] {
-        let output = command("offcputime", args).output().expect("run");
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-        assert!(stderr.lines().count() == 1 && stderr.contains(word), "{args:?}: {stderr}");
+        usage_error("offcputime", args, word);
     }
     Outcome::Passed
 }

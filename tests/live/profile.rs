@@ -33,6 +33,7 @@ use crate::support::kernel;
 use crate::support::pinned::Pinned;
 use crate::support::scratch;
 use crate::support::start;
+use crate::support::usage_error;
 
 pub const CASES: &[Case] = &[
     Case::alone("shares of the time", shares),
@@ -415,10 +416,7 @@ fn usage() -> Outcome {
         (&["--pprof", "/no/such/directory/x"], "/no/such/directory/x"),
         (&["--perf-max-stack-depth", "1000"], "perf_event_max_stack"),
     ] {
-        let output = command("profile", args).output().expect("run");
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-        assert!(stderr.lines().count() == 1 && stderr.contains(word), "{args:?}: {stderr}");
+        usage_error("profile", args, word);
     }
     Outcome::Passed
 }

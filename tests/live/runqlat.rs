@@ -24,6 +24,7 @@ use crate::support::sched::Crew;
 use crate::support::sched::Echo;
 use crate::support::sched::totals;
 use crate::support::start;
+use crate::support::usage_error;
 
 pub const CASES: &[Case] = &[
     Case::new("every wait of every thread", every_wait),
@@ -231,10 +232,7 @@ fn usage_errors() -> Outcome {
         &["-c", "/no/such/cgroup"],
         &["-p", "abc"],
     ] {
-        let output = command("runqlat", args).output().expect("runqlat");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
-        assert_eq!((said.lines().count(), output.stdout.len()), (1, 0), "{args:?}: {said}");
+        usage_error("runqlat", args, "");
     }
     Outcome::Passed
 }

@@ -128,7 +128,7 @@ impl Tool for Args {
                     [Value::Str(&comm), Value::Uint(100 - i), Value::Uint(i * 1000 * report)];
                 out.row(0, &values);
             }
-            out.report_done(0);
+            out.report_done();
             Ok(())
         };
         session.every(Every { interval: self.interval, count: self.count, act: &mut act })

@@ -230,6 +230,15 @@ impl Finished {
     }
 }
 
+/// These arguments are refused with status 2 and one line, which has `word` in it.
+pub fn usage_error(tool: &str, args: &[&str], word: &str) {
+    let output = command(tool, args).output().expect("run");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+    assert!(stderr.lines().count() == 1 && stderr.contains(word), "{args:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+}
+
 /// Starts a tool with `--output json` and waits until it is ready. Panics with what it said if it
 /// ends instead.
 pub fn start(tool: &str, args: &[&str]) -> Running {

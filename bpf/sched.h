@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * The tracepoint sched_switch: which thread leaves the CPU, in which state, and which one comes.
- * It runs with interrupts off, as sched_wakeup and sched_wakeup_new do, so it needs no twin.
+ * It runs with interrupts off, as sched_wakeup_new does, so it needs no twin. sched_wakeup does,
+ * too, but for a task that wakes itself up in the moment before it sleeps (try_to_wake_up() of the
+ * current task): what an interrupt wakes up meanwhile is skipped and counted as missed. It is too
+ * rare for a twin.
  */
 #ifndef SCHED_H
 #define SCHED_H

@@ -21,6 +21,7 @@ use crate::support::Case;
 use crate::support::Cgroup;
 use crate::support::Outcome;
 use crate::support::burner::Burning;
+use crate::support::burner::around_naps;
 use crate::support::command;
 use crate::support::idle_ticks;
 use crate::support::sched::Crew;
@@ -133,12 +134,8 @@ fn under_way() -> Outcome {
 
 /// Naps of a known length.
 fn off_cpu() -> Outcome {
-    let burner = crate::support::burner::burner().to_str().expect("UTF-8");
-    let began = Instant::now();
-    let args = ["--offcpu", "-P", "--", burner, "nap", "20", "25"];
-    let finished = start("cpudist", &args).finish();
-    let longest = ns(began);
-    finished.assert_clean();
+    let (finished, took) = around_naps("cpudist", &["--offcpu", "-P"], "20", "25");
+    let longest = u64::try_from(took.as_nanos()).expect("ns");
     let key = |key: &serde_json::Value| key["comm"] == "burner";
     let naps = finished.of("histogram").filter(|record| key(&record["key"]));
     let long: u64 = naps

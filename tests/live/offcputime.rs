@@ -15,6 +15,7 @@ use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::assert_time;
 use crate::support::burner::Burning;
+use crate::support::burner::around_naps;
 use crate::support::burner::burner;
 use crate::support::burner::names;
 use crate::support::command;
@@ -50,21 +51,17 @@ fn naps(finished: &Finished) -> Vec<&Value> {
     finished.of("row").filter(napping).collect()
 }
 
-/// Runs naps below the tool, and returns its records.
-fn run(args: &[&str], nap: [&str; 2]) -> Finished {
-    let nap = ["--", path(), "nap", nap[0], nap[1]];
-    let finished = start("offcputime", &[args, &nap].concat()).finish();
-    finished.assert_clean();
-    finished
+/// What the tool says of naps.
+fn run(args: &[&str], [ms, count]: [&str; 2]) -> Finished {
+    around_naps("offcputime", args, ms, count).0
 }
 
 /// Twenty-five naps of twenty milliseconds, each counted once and none of them shorter. By the
 /// time of the report, the program has ended.
 fn times() -> Outcome {
     for extra in [&[][..], &["-U"], &["-K"]] {
-        let began = Instant::now();
-        let finished = run(&[&["--state", "1"], extra].concat(), ["20", "25"]);
-        let longest = began.elapsed();
+        let args = [&["--state", "1"], extra].concat();
+        let (finished, longest) = around_naps("offcputime", &args, "20", "25");
         if extra == ["-K"] {
             assert!(finished.of("row").count() > 0);
             assert!(finished.of("row").all(|row| row["user_stack"].is_null()));

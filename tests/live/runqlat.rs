@@ -43,9 +43,13 @@ fn every_wait() -> Outcome {
     let truth = crew.schedstats();
     let finished = tool.stop();
     finished.assert_clean();
+    // A thread that wakes itself up just before it sleeps does so with interrupts on: what one of
+    // them wakes up in that moment is skipped by the kernel, and counted.
+    let missed = finished.end()["missed"].as_u64().expect("a number");
     for (tid, stat) in truth {
         let (count, sum) = totals(&finished, |key| key["tid"] == tid);
-        assert_eq!(count, stat.times, "{tid}: {stat:?}");
+        let at_least = stat.times.saturating_sub(missed);
+        assert!((at_least..=stat.times).contains(&count), "{tid}: {count}, {missed}, {stat:?}");
         // The two clocks are read at different places of the same switch.
         let far = stat.waited_ns / 10 + 50_000_000;
         assert!(sum.abs_diff(stat.waited_ns) < far, "{tid}: {sum}, {stat:?}");

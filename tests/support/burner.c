@@ -6,7 +6,8 @@
  *   burn [ROUNDS]     three quarters of the time in burn_red(), one in burn_blue()
  *   map [ROUNDS]      the same, and both functions in /tmp/perf-PID.map
  *   copy FILE         the same in a mapping of FILE, a copy of this program
- *   nap MS COUNT      COUNT sleeps of MS milliseconds in take_nap()
+ *   nap MS COUNT      COUNT sleeps of MS milliseconds in take_nap(); then says how often it was
+ *                     preempted meanwhile
  *   block             sleeps in take_nap() until it is killed
  *   read FILE COUNT   COUNT direct reads of 4096 bytes in read_block()
  */
@@ -16,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -93,6 +95,14 @@ APART long read_block(int fd, void *buffer, long number)
 	return size;
 }
 
+static long preempted(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return usage.ru_nivcsw;
+}
+
 static void ready(void)
 {
 	puts("ready");
@@ -134,8 +144,11 @@ int main(int argc, char **argv)
 	}
 	if (!strcmp(mode, "nap")) {
 		ready();
+		long before = preempted();
+
 		for (long i = 0; i < atol(argv[3]); i++)
 			take_nap(number);
+		printf("preempted %ld\n", preempted() - before);
 		return 0;
 	}
 	if (!strcmp(mode, "block")) {

@@ -11,10 +11,14 @@ use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::OnceLock;
+use std::time::Duration;
+use std::time::Instant;
 
 use serde_json::Value;
 
+use super::Finished;
 use super::scratch;
+use super::start;
 
 /// The program.
 pub fn burner() -> &'static Path {
@@ -78,6 +82,26 @@ impl Drop for Burning {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Runs a tool around so many naps of so many milliseconds, and returns what it said and how long
+/// all of that took.
+///
+/// Where others want the same CPU, a nap can be preempted on its way to sleep, and the alarm may then
+/// come before it sleeps at all. What is known of naps holds for a run in which that did not happen.
+pub fn around_naps(tool: &str, args: &[&str], ms: &str, count: &str) -> (Finished, Duration) {
+    let path = burner().to_str().expect("UTF-8");
+    for _ in 0..20 {
+        let began = Instant::now();
+        let finished = start(tool, &[args, &["--", path, "nap", ms, count]].concat()).finish();
+        let took = began.elapsed();
+        finished.assert_clean();
+        let said = finished.stderr.lines().find_map(|line| line.strip_prefix("preempted "));
+        if said.expect("the program says how often it was preempted") == "0" {
+            return (finished, took);
+        }
+    }
+    panic!("preempted in each of twenty runs");
 }
 
 /// The names of a stack field, leaf first; empty where it is null.

@@ -8,19 +8,40 @@
 use std::collections::HashMap;
 use std::collections::HashSet;
 use std::fs;
+use std::fs::File;
 use std::io;
+use std::ops::Deref;
 use std::path::Path;
 
 use memchr::memmem;
+
+use crate::sys::Mapped;
 
 /// Where the kernel shows BTF: its own, and that of each module by its name.
 pub const DIRECTORY: &str = "/sys/kernel/btf";
 /// Where the kernel shows its own BTF.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
+/// The bytes of BTF.
+enum Bytes {
+    Read(Vec<u8>),
+    Mapped(Mapped),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Read(bytes) => bytes,
+            Self::Mapped(bytes) => bytes,
+        }
+    }
+}
+
 /// Raw BTF of a kernel.
 pub struct KernelBtf {
-    data: Vec<u8>,
+    data: Bytes,
     types: (usize, usize),
     strings: (usize, usize),
     /// Where each type stands, by its id less one.
@@ -68,6 +89,10 @@ impl Entry<'_> {
     }
 }
 
+fn not_btf() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not BTF")
+}
+
 /// What was asked for and exists, by name, with its type id.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found<'n> {
@@ -83,12 +108,28 @@ impl KernelBtf {
     /// # Errors
     /// Fails when the file cannot be read or is no BTF.
     pub fn read(path: &Path) -> io::Result<Self> {
-        Self::parse(fs::read(path)?)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not BTF"))
+        Self::of(Bytes::Read(fs::read(path)?)).ok_or_else(not_btf)
+    }
+
+    /// The running kernel's own.
+    ///
+    /// # Errors
+    /// Fails when the kernel does not show it.
+    pub fn of_kernel() -> io::Result<Self> {
+        // Each read() copies one page of some 1,400. Since 6.16 the file can be mapped: a539e2a6d51d
+        // "btf: Allow mmap of vmlinux btf".
+        match File::open(VMLINUX).and_then(|file| Mapped::new(&file)) {
+            Ok(mapped) => Self::of(Bytes::Mapped(mapped)).ok_or_else(not_btf),
+            Err(_) => Self::read(Path::new(VMLINUX)),
+        }
     }
 
     /// Takes raw BTF; `None` when it is none.
     pub fn parse(data: Vec<u8>) -> Option<Self> {
+        Self::of(Bytes::Read(data))
+    }
+
+    fn of(data: Bytes) -> Option<Self> {
         if word16(&data, 0)? != 0xeb9f {
             return None;
         }

@@ -92,7 +92,7 @@ fn is_loaded(module: &str) -> bool {
 impl Kernel {
     /// Looks at the running kernel. Without BTF of its own, nothing that needs it can be used.
     pub fn look() -> Self {
-        let btf = KernelBtf::read(Path::new(btf::VMLINUX)).ok();
+        let btf = KernelBtf::of_kernel().ok();
         Self::with(btf, true)
     }
 

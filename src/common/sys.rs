@@ -11,11 +11,14 @@ use std::fs::File;
 use std::io;
 use std::io::Read as _;
 use std::mem;
+use std::num::NonZeroUsize;
+use std::ops::Deref;
 use std::os::fd::AsRawFd as _;
 use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
+use std::ptr::NonNull;
 use std::sync::atomic::AtomicI32;
 use std::sync::atomic::Ordering;
 
@@ -25,6 +28,10 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::eventfd::EventFd;
+use nix::sys::mman::MapFlags;
+use nix::sys::mman::ProtFlags;
+use nix::sys::mman::mmap;
+use nix::sys::mman::munmap;
 use nix::sys::signal::SaFlags;
 use nix::sys::signal::SigAction;
 use nix::sys::signal::SigHandler;
@@ -375,5 +382,44 @@ impl Held {
             return Err(anyhow::Error::new(error));
         }
         Ok(pidfd)
+    }
+}
+
+/// A file of the kernel's that never changes, as memory.
+pub struct Mapped {
+    start: NonNull<u8>,
+    length: NonZeroUsize,
+}
+
+impl Mapped {
+    /// Maps a whole file. It has to be one that nobody can write to or make shorter.
+    ///
+    /// # Errors
+    /// Fails when the file is empty or cannot be mapped.
+    pub fn new(file: &File) -> io::Result<Self> {
+        let length = usize::try_from(file.metadata()?.len()).ok().and_then(NonZeroUsize::new);
+        let length = length.ok_or(io::ErrorKind::UnexpectedEof)?;
+        // SAFETY: a new mapping at a place that the kernel chooses.
+        let start = unsafe {
+            mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file, 0)?
+        };
+        Ok(Self { start: start.cast(), length })
+    }
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: mapped as long as `self` lives, and nobody writes to it.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length.get()) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: what was mapped in new(), and nothing refers to it any more.
+        let unmapped = unsafe { munmap(self.start.cast(), self.length.get()) };
+        debug_assert!(unmapped.is_ok());
     }
 }

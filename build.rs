@@ -3,11 +3,13 @@
 //! Finds every tool (`bpf/NAME.bpf.c` with `src/bin/NAME.rs` or `src/bin/NAME/main.rs`), compiles
 //! its kernel side and describes it to Rust:
 //!
-//! * `OUT_DIR/NAME.rs`: the skeleton under uniform names, for the `bpf!` macro;
+//! * `OUT_DIR/NAME.rs`: the skeleton under uniform names, for the `bpf!` macro; with the object
+//!   packed, and unpacked when a tool starts (`src/common/packed.rs`);
 //! * `OUT_DIR/shared.rs`: the structs that `src/common` shares with every tool;
 //! * `OUT_DIR/tools.rs`: every tool as a module and a table of them, for the multi-call binary.
 //!
-//! `CLANG` names another compiler.
+//! `CLANG` names another compiler. With `BPFSCOPE_LINE_INFO` set, the objects keep what says which
+//! line of C each instruction is of, so that what the verifier says is easier to read.
 
 use std::env;
 use std::fmt::Write as _;
@@ -37,6 +39,7 @@ fn main() -> Result<()> {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
     println!("cargo::rerun-if-env-changed=CLANG");
+    println!("cargo::rerun-if-env-changed=BPFSCOPE_LINE_INFO");
 
     let compiler = Compiler {
         clang: env::var_os("CLANG").unwrap_or_else(|| "clang".into()).into(),
@@ -54,6 +57,7 @@ fn main() -> Result<()> {
             format!("-idirafter/usr/include/{arch}-linux-gnu"),
         ],
         depends: vec![vmlinux.join("vmlinux.h"), root.join("build.rs")],
+        line_info: env::var_os("BPFSCOPE_LINE_INFO").is_some(),
     };
 
     let shared = compiler.skeleton(&root.join("bpf/shared/shared.bpf.c"), &out)?;
@@ -122,6 +126,8 @@ struct Compiler {
     clang: PathBuf,
     args: Vec<String>,
     depends: Vec<PathBuf>,
+    /// Whether objects say which line each instruction is of.
+    line_info: bool,
 }
 
 impl Compiler {
@@ -133,7 +139,9 @@ impl Compiler {
         // libbpf-cargo takes names in the generated code from the object file's name.
         let object = out.join(format!("{name}.o"));
         let depfile = out.join(format!("{name}.d"));
-        let skeleton = out.join(format!("{name}.skel.rs"));
+        let lines = if self.line_info { ".lines" } else { "" };
+        let skeleton = out.join(format!("{name}{lines}.skel.rs"));
+        let packed = out.join(format!("{name}{lines}.packed"));
 
         if !self.is_fresh(&skeleton, &depfile) {
             let mut args = self.args.clone();
@@ -148,10 +156,34 @@ impl Compiler {
                 .reference_obj(true)
                 .build_and_generate(&skeleton)
                 .with_context(|| format!("bpf/{file}"))?;
+            self.pack(&object, &skeleton, &packed).with_context(|| format!("bpf/{file}"))?;
         }
 
         let text = fs::read_to_string(&skeleton)?;
         describe(name, &skeleton, &text)
+    }
+
+    /// Packs an object, and lets its skeleton unpack it.
+    fn pack(&self, object: &Path, skeleton: &Path, packed: &Path) -> Result<()> {
+        let mut bytes = fs::read(object)?;
+        if !self.line_info {
+            line_info::thin(&mut bytes).context("its line information")?;
+        }
+        let size = u32::try_from(bytes.len())?;
+        let deflated = miniz_oxide::deflate::compress_to_vec(&bytes, 9);
+        fs::write(packed, [&size.to_le_bytes()[..], &deflated].concat())?;
+
+        let text = fs::read_to_string(skeleton)?;
+        let (before, rest) = text.split_once("static DATA: [u8;").context("no DATA")?;
+        let (_, after) = rest.split_once(";\n").context("DATA does not end")?;
+        let (head, tail) = before.split_once("SkeletonConfigBuilder::new(&DATA)").context("use")?;
+        let library = if object.ends_with("shared.o") { "crate" } else { "::bpfscope" };
+        let text = format!(
+            "{head}SkeletonConfigBuilder::new({library}::packed::unpack(PACKED)?){tail}\
+             static PACKED: &[u8] = include_bytes!({packed:?});\n{after}"
+        );
+        fs::write(skeleton, text)?;
+        Ok(())
     }
 
     fn is_fresh(&self, product: &Path, depfile: &Path) -> bool {
@@ -205,4 +237,157 @@ fn describe(name: &str, skeleton: &Path, text: &str) -> Result<String> {
         }
     }
     Ok(rust)
+}
+
+/// What says which line of C an instruction is of is a third of an object, and the kernel looks at
+/// every record of it when a program is loaded. Only where functions begin it stays: libbpf complains
+/// when there is nothing. What goes is made zero, so that nothing else has to move; packed, that is
+/// nothing.
+///
+/// Layout: include/uapi/linux/btf.h, and struct `btf_ext_header` of libbpf.
+mod line_info {
+    use std::collections::HashSet;
+    use std::ops::Range;
+
+    use anyhow::Context as _;
+    use anyhow::Result;
+    use anyhow::ensure;
+    use object::Object as _;
+    use object::ObjectSection as _;
+
+    /// Removes the records from `.BTF.ext`, and from `.BTF` the strings that only they refer to.
+    pub fn thin(object: &mut [u8]) -> Result<()> {
+        let file = object::File::parse(&*object)?;
+        let place = |name: &str| -> Result<Range<usize>> {
+            let section = file.section_by_name(name).with_context(|| format!("no {name}"))?;
+            let (start, size) = section.file_range().with_context(|| format!("no {name}"))?;
+            Ok(usize::try_from(start)?..usize::try_from(start + size)?)
+        };
+        let (btf, ext) = (place(".BTF")?, place(".BTF.ext")?);
+        let (before, ext) = object.split_at_mut(ext.start);
+        ensure!(btf.end <= before.len(), ".BTF stands behind .BTF.ext");
+        strip(&mut before[btf], ext)
+    }
+
+    fn word(bytes: &[u8], at: usize) -> Result<usize> {
+        let word = bytes.get(at..at + 4).context("cut short")?;
+        Ok(u32::from_le_bytes(word.try_into()?) as usize)
+    }
+
+    /// `ext` may go on behind its end.
+    fn strip(btf: &mut [u8], ext: &mut [u8]) -> Result<()> {
+        ensure!(btf.starts_with(&[0x9f, 0xeb]) && ext.starts_with(&[0x9f, 0xeb]), "no magic");
+        let header = word(ext, 4)?;
+        let section = |at: usize| -> Result<Range<usize>> {
+            let start = header + word(ext, at)?;
+            Ok(start..start + word(ext, at + 4)?)
+        };
+        let (functions, lines, relocations) = (section(8)?, section(16)?, section(24)?);
+
+        let mut kept = names(btf)?;
+        let mut begins = HashSet::new();
+        each_record(&ext[functions], |section, record| {
+            kept.insert(section);
+            begins.insert((section, word(record, 0)?));
+            Ok(())
+        })?;
+        each_record(&ext[relocations], |section, record| {
+            kept.extend([section, word(record, 8)?]);
+            Ok(())
+        })?;
+        // By section, as they stand there.
+        let mut left: Vec<(usize, Vec<&[u8]>)> = Vec::new();
+        let mut of_lines = HashSet::new();
+        let info = ext[lines.clone()].to_vec();
+        each_record(&info, |section, record| {
+            let texts = [word(record, 4)?, word(record, 8)?];
+            if begins.contains(&(section, word(record, 0)?)) {
+                kept.extend(texts);
+                match left.last_mut().filter(|(name, _)| *name == section) {
+                    Some((_, records)) => records.push(record),
+                    None => left.push((section, vec![record])),
+                }
+            }
+            of_lines.extend(texts);
+            Ok(())
+        })?;
+
+        let mut thin = info[..4].to_vec();
+        for (section, records) in left {
+            thin.extend(u32::try_from(section)?.to_le_bytes());
+            thin.extend(u32::try_from(records.len())?.to_le_bytes());
+            thin.extend(records.concat());
+        }
+        let (used, unused) = ext[lines].split_at_mut(thin.len());
+        used.copy_from_slice(&thin);
+        unused.fill(0);
+        // line_info_len of struct btf_ext_header.
+        ext[20..24].copy_from_slice(&u32::try_from(thin.len())?.to_le_bytes());
+        let strings = word(btf, 4)? + word(btf, 16)?;
+        for at in of_lines.difference(&kept) {
+            let text = btf.get_mut(strings + at..).context("a string that is not there")?;
+            let length = text.iter().position(|byte| *byte == 0).context("an open string")?;
+            text[..length].fill(0);
+        }
+        Ok(())
+    }
+
+    /// Calls `each` for every record, with the name of the section that it is about.
+    fn each_record<'i>(
+        info: &'i [u8],
+        mut each: impl FnMut(usize, &'i [u8]) -> Result<()>,
+    ) -> Result<()> {
+        if info.is_empty() {
+            return Ok(());
+        }
+        let size = word(info, 0)?;
+        let mut at = 4;
+        while at < info.len() {
+            let (section, count) = (word(info, at)?, word(info, at + 4)?);
+            at += 8;
+            for _ in 0..count {
+                each(section, info.get(at..at + size).context("cut short")?)?;
+                at += size;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the names of all types and of their members are.
+    fn names(btf: &[u8]) -> Result<HashSet<usize>> {
+        let mut names = HashSet::new();
+        let start = word(btf, 4)? + word(btf, 8)?;
+        let end = start + word(btf, 12)?;
+        let mut at = start;
+        while at < end {
+            names.insert(word(btf, at)?);
+            let info = word(btf, at + 4)?;
+            let count = info & 0xffff;
+            at += 12;
+            // What follows: records of this size, and whether each begins with a name.
+            let (records, size, named) = match info >> 24 & 0x1f {
+                // INT, VAR, DECL_TAG
+                1 | 14 | 17 => (1, 4, false),
+                // PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT, TYPE_TAG
+                2 | 7..=12 | 16 | 18 => (0, 0, false),
+                // ARRAY
+                3 => (1, 12, false),
+                // STRUCT, UNION, ENUM64
+                4 | 5 | 19 => (count, 12, true),
+                // ENUM, FUNC_PROTO
+                6 | 13 => (count, 8, true),
+                // DATASEC
+                15 => (count, 12, false),
+                kind => anyhow::bail!("types of kind {kind}"),
+            };
+            for _ in 0..records {
+                if named {
+                    names.insert(word(btf, at)?);
+                }
+                at += size;
+            }
+        }
+        ensure!(at == end, "the types do not end where they should");
+        Ok(names)
+    }
 }

@@ -5,6 +5,7 @@
  * Ways: btf, rawtp. Both have the same tracepoints.
  */
 #include "block_track.h"
+#include "intervals.h"
 
 enum direction {
 	DIRECTION_READ,
@@ -41,29 +42,8 @@ static const struct top_count nothing_counted;
 EXPORT_STRUCT(top_key);
 EXPORT_STRUCT(top_count);
 
-/*
- * One interval. Without the types of key and value: 6.1 takes a map for another kind of map when
- * only one of the two has types, and those that follow are made without.
- */
-struct top_map {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, 4096);
-	__uint(key_size, sizeof(struct top_key));
-	__uint(value_size, sizeof(struct top_count));
-} first_interval SEC(".maps");
-
-/*
- * The interval that is under way. Processes come and go, and the longest of all time is not that of
- * an interval: so the reader puts an empty map here, and reads the one that was, at leisure.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__array(values, struct top_map);
-} intervals SEC(".maps") = {
-	.values = { (void *)&first_interval },
-};
+INTERVALS(intervals, first_interval, BPF_MAP_TYPE_PERCPU_HASH, 4096, sizeof(struct top_key),
+	  sizeof(struct top_count));
 
 static __always_inline enum direction direction_of(__u32 opf)
 {

@@ -13,6 +13,7 @@
 #include "events.h"
 #include "filter.h"
 #include "histogram.h"
+#include "intervals.h"
 #include "syscall.h"
 
 /* Numbers that have a place in arrays; others are counted like everything that comes and goes. */
@@ -61,25 +62,8 @@ EXPORT_STRUCT(call_count);
 
 static const struct call_count nothing_counted;
 
-/*
- * One interval. Without the types of key and value: 6.1 takes a map for another kind of map when
- * only one of the two has types, and those that follow are made without.
- */
-struct call_map {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, 10240);
-	__uint(key_size, sizeof(struct call_key));
-	__uint(value_size, sizeof(struct call_count));
-} first_interval SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__array(values, struct call_map);
-} intervals SEC(".maps") = {
-	.values = { (void *)&first_interval },
-};
+INTERVALS(intervals, first_interval, BPF_MAP_TYPE_PERCPU_HASH, 10240, sizeof(struct call_key),
+	  sizeof(struct call_count));
 
 /*
  * All counts of one CPU. An array with an entry for each CPU, and not a per-CPU one, since only

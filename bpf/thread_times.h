@@ -12,6 +12,7 @@
 #define HISTOGRAM_SLOTS 36
 #include "histogram.h"
 #include "filter.h"
+#include "intervals.h"
 
 enum times_by {
 	TIMES_OF_ALL,
@@ -42,27 +43,8 @@ struct times {
 /* Too large for the stack to be built there. */
 static const struct times no_times;
 
-/*
- * One interval. Not a copy for each CPU, since there can be many. Without the types of key and
- * value: 6.1 takes a map for another kind of map when only one of the two has types, and those that
- * follow are made without.
- */
-struct times_map {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 10240);
-	__uint(key_size, sizeof(__u64));
-	__uint(value_size, sizeof(struct times));
-} times_first SEC(".maps");
-
-/* The interval that is under way: threads come and go, so each begins with an empty map. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__array(values, struct times_map);
-} times_now SEC(".maps") = {
-	.values = { (void *)&times_first },
-};
+/* Not a copy for each CPU, since there can be many threads. */
+INTERVALS(times_now, times_first, BPF_MAP_TYPE_HASH, 10240, sizeof(__u64), sizeof(struct times));
 
 /*
  * Of the process, since a thread that has ended has no number any more; NULL once the process, too,

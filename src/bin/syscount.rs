@@ -317,6 +317,10 @@ others make on its CPU until it goes on are not counted; how many those were is 
         let maps = &mut open.maps;
         maps.counts.set_max_entries(u32::try_from(libbpf_rs::num_possible_cpus()?)?)?;
         maps.counts.set_autocreate(self.in_array())?;
+        if self.in_array() {
+            // Only for numbers that no call has.
+            maps.first_interval.set_max_entries(1024)?;
+        }
         maps.latencies.set_max_entries(HISTOGRAMS)?;
         maps.latencies.set_autocreate(self.histogram)?;
         maps.begun__storage.set_autocreate(way.name == "storage")?;

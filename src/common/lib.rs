@@ -41,6 +41,7 @@ pub mod net;
 pub mod output;
 #[cfg(feature = "kernel-packages")]
 pub mod package;
+pub mod packed;
 pub mod path;
 pub mod perf;
 pub mod pidns;

@@ -50,6 +50,7 @@ use crate::kretprobe;
 use crate::kretprobe::ReturnProbe;
 use crate::output::Output;
 use crate::output::complain;
+use crate::packed;
 use crate::privileges;
 use crate::probe;
 use crate::probe::Hook;
@@ -195,7 +196,7 @@ pub fn check<T: Tool>(args: Vec<OsString>) -> Result<()> {
 pub fn judge<T: Tool>(args: Vec<OsString>, kernel: &mut Kernel) -> Result<Judgement> {
     let (tool, _) = read_quietly::<T>(args)?;
     let mut storage = MaybeUninit::uninit();
-    let open = builder::<T>(None)?.open(&mut storage).context("opening the object")?;
+    let open = opened::<T>(None, &mut storage)?;
     let programs = probe::aimed(probe::programs(open.open_object()), &tool.ways());
     let (ways, refused) = possible(&tool, &programs, kernel)?;
     Ok(Judgement { ways, refused, programs })
@@ -385,7 +386,7 @@ fn climb<T: Tool>(
     let mut kernel = Kernel::look();
     let (ways, types) = {
         let mut storage = MaybeUninit::uninit();
-        let open = builder::<T>(None)?.open(&mut storage).context("opening the object")?;
+        let open = opened::<T>(None, &mut storage)?;
         let own = common.btf.as_deref().map(KernelBtf::read).transpose().context("--btf")?;
         let types = globals::object_btf(open.open_object())
             .and_then(|object| kernel.subset(own.as_ref(), &object));
@@ -437,6 +438,16 @@ fn builder<T: Tool>(types: Option<&OwnedFd>) -> Result<<T::Bpf as Bpf>::Builder>
     Ok(builder)
 }
 
+/// The object, read and not loaded.
+fn opened<'o, T: Tool>(
+    types: Option<&OwnedFd>,
+    storage: &'o mut MaybeUninit<OpenObject>,
+) -> Result<OpenSkelOf<'o, T>> {
+    let opened = builder::<T>(types)?.open(storage);
+    packed::discard();
+    opened.context("opening the object")
+}
+
 /// The object with all settings of a way; under `-v`, the verifier is asked for this log. The maps
 /// that are returned must stay open until the load.
 fn open_for<'o, T: Tool>(
@@ -448,7 +459,7 @@ fn open_for<'o, T: Tool>(
     verifier: u32,
     storage: &'o mut MaybeUninit<OpenObject>,
 ) -> Result<(OpenSkelOf<'o, T>, Vec<MapHandle>)> {
-    let mut open = builder::<T>(types)?.open(storage).context("opening the object")?;
+    let mut open = opened::<T>(types, storage)?;
     let models = prepare(open.open_object_mut(), common, way, watch)?;
     if common.verbose {
         for mut program in open.open_object_mut().progs_mut() {

@@ -400,9 +400,8 @@ impl Mapped {
         let length = usize::try_from(file.metadata()?.len()).ok().and_then(NonZeroUsize::new);
         let length = length.ok_or(io::ErrorKind::UnexpectedEof)?;
         // SAFETY: a new mapping at a place that the kernel chooses.
-        let start = unsafe {
-            mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file, 0)?
-        };
+        let start =
+            unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file, 0)? };
         Ok(Self { start: start.cast(), length })
     }
 }

@@ -134,8 +134,8 @@ fn under_way() -> Outcome {
 
 /// Naps of a known length.
 fn off_cpu() -> Outcome {
-    let (finished, took) = around_naps("cpudist", &["--offcpu", "-P"], "20", "25");
-    let longest = u64::try_from(took.as_nanos()).expect("ns");
+    let known = around_naps("cpudist", &["--offcpu", "-P"], 20, 25);
+    let finished = known.finished;
     let key = |key: &serde_json::Value| key["comm"] == "burner";
     let naps = finished.of("histogram").filter(|record| key(&record["key"]));
     let long: u64 = naps
@@ -144,10 +144,15 @@ fn off_cpu() -> Outcome {
         .filter(|bucket| bucket["ge"].as_u64() >= Some(16_384_000))
         .map(|bucket| bucket["count"].as_u64().expect("count"))
         .sum();
+    let whole = Duration::from_millis(20) * u32::try_from(known.count).expect("naps");
+    // Each nap that is below that bucket has lost so much of its time to something else.
+    let short = (whole - known.least).as_micros() / 3616;
+    let least = known.count.saturating_sub(u64::try_from(short).expect("naps"));
     // Under load it may also be kept from running for as long.
-    assert!(long >= 25, "{long}: {:?}", finished.records);
+    assert!(long >= least, "{long} of {least}: {:?}", finished.records);
     let (_, sum) = totals(&finished, key);
-    assert!((500_000_000..longest).contains(&sum), "{sum} of {longest}");
+    let range = known.least.as_nanos()..known.most.as_nanos();
+    assert!(range.contains(&u128::from(sum)), "{sum}, {range:?}");
     Outcome::Passed
 }
 

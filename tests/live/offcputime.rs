@@ -52,8 +52,8 @@ fn naps(finished: &Finished) -> Vec<&Value> {
 }
 
 /// What the tool says of naps.
-fn run(args: &[&str], [ms, count]: [&str; 2]) -> Finished {
-    around_naps("offcputime", args, ms, count).0
+fn run(args: &[&str], ms: u32, count: u32) -> Finished {
+    around_naps("offcputime", args, ms, count).finished
 }
 
 /// Twenty-five naps of twenty milliseconds, each counted once and none of them shorter. By the
@@ -61,16 +61,18 @@ fn run(args: &[&str], [ms, count]: [&str; 2]) -> Finished {
 fn times() -> Outcome {
     for extra in [&[][..], &["-U"], &["-K"]] {
         let args = [&["--state", "1"], extra].concat();
-        let (finished, longest) = around_naps("offcputime", &args, "20", "25");
+        let known = around_naps("offcputime", &args, 20, 25);
+        let finished = known.finished;
         if extra == ["-K"] {
             assert!(finished.of("row").count() > 0);
             assert!(finished.of("row").all(|row| row["user_stack"].is_null()));
             continue;
         }
         let rows = naps(&finished);
-        assert_eq!(rows.iter().map(|row| number(row, "times")).sum::<u64>(), 25, "{rows:?}");
+        let times: u64 = rows.iter().map(|row| number(row, "times")).sum();
+        assert_eq!(times, known.count, "{rows:?}");
         let off: u64 = rows.iter().map(|row| number(row, "off_ns")).sum();
-        assert_time(Duration::from_nanos(off), Duration::from_millis(25 * 20), longest);
+        assert_time(Duration::from_nanos(off), known.least, known.most);
         for row in rows {
             assert_eq!(row["pid"], row["tid"]);
             assert_eq!((&row["comm"], &row["pending"]), (&"burner".into(), &false.into()));
@@ -92,26 +94,26 @@ fn times() -> Outcome {
 }
 
 fn limits() -> Outcome {
-    let long = run(&["--state", "1", "-m", "30000"], ["60", "5"]);
+    let long = run(&["--state", "1", "-m", "30000"], 60, 5);
     assert_eq!(naps(&long).iter().map(|row| number(row, "times")).sum::<u64>(), 5);
-    let short = run(&["--state", "1", "-m", "30000"], ["1", "5"]);
+    let short = run(&["--state", "1", "-m", "30000"], 1, 5);
     // Under load a short nap may take longer; it is then a long one.
     assert!(short.of("row").all(|row| number(row, "off_ns") >= 30_000_000 * number(row, "times")));
     assert!(naps(&short).iter().map(|row| number(row, "times")).sum::<u64>() < 5);
     // A nap is a little shorter than it was asked to be: the alarm is set first, and to go to sleep
     // takes, under emulation, some milliseconds at times.
-    let below = run(&["--state", "1", "-M", "40000"], ["60", "5"]);
+    let below = run(&["--state", "1", "-M", "40000"], 60, 5);
     assert_eq!(naps(&below).len(), 0);
-    let below = run(&["--state", "1", "-M", "100000000"], ["60", "5"]);
+    let below = run(&["--state", "1", "-M", "100000000"], 60, 5);
     assert_eq!(naps(&below).iter().map(|row| number(row, "times")).sum::<u64>(), 5);
     Outcome::Passed
 }
 
 fn states() -> Outcome {
-    assert_eq!(naps(&run(&["--state", "2"], ["1", "5"])).len(), 0);
-    assert_eq!(naps(&run(&["--state", "0"], ["1", "5"])).len(), 0);
+    assert_eq!(naps(&run(&["--state", "2"], 1, 5)).len(), 0);
+    assert_eq!(naps(&run(&["--state", "0"], 1, 5)).len(), 0);
     // Any of several bits.
-    assert!(!naps(&run(&["--state", "3"], ["1", "5"])).is_empty());
+    assert!(!naps(&run(&["--state", "3"], 1, 5)).is_empty());
     // Two that want the same CPU take turns.
     let pinned = || {
         let mut command = Command::new("taskset");

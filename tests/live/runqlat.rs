@@ -45,7 +45,8 @@ fn every_wait() -> Outcome {
     finished.assert_clean();
     // A thread that wakes itself up just before it sleeps does so with interrupts on: what one of
     // them wakes up in that moment is skipped by the kernel, and counted.
-    let missed = finished.end()["missed"].as_u64().expect("a number");
+    // Kernels before 5.12 do not count.
+    let missed = finished.end()["missed"].as_u64().unwrap_or(0);
     for (tid, stat) in truth {
         let (count, sum) = totals(&finished, |key| key["tid"] == tid);
         let at_least = stat.times.saturating_sub(missed);

@@ -88,11 +88,24 @@ impl Held {
     }
 
     /// Waits for its end: the status as wait() has it.
-    fn collect(self) -> i32 {
+    fn collect(mut self) -> i32 {
         let mut status = 0;
         // SAFETY: the kernel writes to the status.
         assert_eq!(unsafe { libc::waitpid(self.pid, &mut status, 0) }, self.pid);
+        self.pid = 0;
         status
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.pid != 0 {
+            // SAFETY: a child that nobody has waited for, so that it is still this one.
+            unsafe {
+                libc::kill(self.pid, libc::SIGKILL);
+                libc::waitpid(self.pid, ptr::null_mut(), 0);
+            }
+        }
     }
 }
 

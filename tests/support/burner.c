@@ -6,8 +6,9 @@
  *   burn [ROUNDS]     three quarters of the time in burn_red(), one in burn_blue()
  *   map [ROUNDS]      the same, and both functions in /tmp/perf-PID.map
  *   copy FILE         the same in a mapping of FILE, a copy of this program
- *   nap MS COUNT      COUNT sleeps of MS milliseconds in take_nap(); then says how often it was
- *                     preempted meanwhile
+ *   nap MS COUNT      COUNT sleeps of MS milliseconds in take_nap(); then says in a line "naps:"
+ *                     how often it was preempted and slept, its CPU time (us), and the time that a
+ *                     hypervisor took from the machine (ms)
  *   block             sleeps in take_nap() until it is killed
  *   read FILE COUNT   COUNT direct reads of 4096 bytes in read_block()
  */
@@ -95,12 +96,38 @@ APART long read_block(int fd, void *buffer, long number)
 	return size;
 }
 
-static long preempted(void)
+/* Time that a hypervisor took from all CPUs, in ms: the eighth number of /proc/stat, in ticks. */
+static long stolen_ms(void)
 {
-	struct rusage usage;
+	long ticks = 0;
+	FILE *stat = fopen("/proc/stat", "r");
 
-	getrusage(RUSAGE_SELF, &usage);
-	return usage.ru_nivcsw;
+	if (!stat || fscanf(stat, "cpu %*d %*d %*d %*d %*d %*d %*d %ld", &ticks) != 1)
+		exit(1);
+	fclose(stat);
+	return ticks * 1000 / sysconf(_SC_CLK_TCK);
+}
+
+static long cpu_us(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+	return time.tv_sec * 1000000 + time.tv_nsec / 1000;
+}
+
+/* COUNT sleeps; says how often it was preempted, how often it slept, and what was not sleep. */
+static void take_naps(long ms, long count)
+{
+	struct rusage before, after;
+	long stolen = stolen_ms(), cpu = cpu_us();
+
+	getrusage(RUSAGE_SELF, &before);
+	while (count--)
+		take_nap(ms);
+	getrusage(RUSAGE_SELF, &after);
+	printf("naps: %ld %ld %ld %ld\n", after.ru_nivcsw - before.ru_nivcsw,
+	       after.ru_nvcsw - before.ru_nvcsw, cpu_us() - cpu, stolen_ms() - stolen);
 }
 
 static void ready(void)
@@ -144,11 +171,7 @@ int main(int argc, char **argv)
 	}
 	if (!strcmp(mode, "nap")) {
 		ready();
-		long before = preempted();
-
-		for (long i = 0; i < atol(argv[3]); i++)
-			take_nap(number);
-		printf("preempted %ld\n", preempted() - before);
+		take_naps(number, atol(argv[3]));
 		return 0;
 	}
 	if (!strcmp(mode, "block")) {

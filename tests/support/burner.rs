@@ -84,22 +84,48 @@ impl Drop for Burning {
     }
 }
 
-/// Runs a tool around so many naps of so many milliseconds, and returns what it said and how long
-/// all of that took.
+/// What a tool said about naps, and what is known of them.
+pub struct Naps {
+    /// The tool's records.
+    pub finished: Finished,
+    /// How often the program slept, as the kernel counted.
+    pub count: u64,
+    /// The least time that it slept altogether. The alarm is set before a thread goes to sleep, so
+    /// what is not sleep is missing from it.
+    pub least: Duration,
+    /// How long all of it took.
+    pub most: Duration,
+}
+
+/// Runs a tool around so many naps of so many milliseconds.
 ///
-/// Where others want the same CPU, a nap can be preempted on its way to sleep, and the alarm may then
-/// come before it sleeps at all. What is known of naps holds for a run in which that did not happen.
-pub fn around_naps(tool: &str, args: &[&str], ms: &str, count: &str) -> (Finished, Duration) {
+/// Where others want the same CPU, a nap can be preempted on its way to sleep, and be two times off
+/// the CPU then. What is known of naps holds for a run in which that did not happen.
+pub fn around_naps(tool: &str, args: &[&str], ms: u32, count: u32) -> Naps {
     let path = burner().to_str().expect("UTF-8");
+    let (for_ms, for_count) = (ms.to_string(), count.to_string());
     for _ in 0..20 {
         let began = Instant::now();
-        let finished = start(tool, &[args, &["--", path, "nap", ms, count]].concat()).finish();
-        let took = began.elapsed();
+        let command = ["--", path, "nap", &for_ms, &for_count];
+        let finished = start(tool, &[args, &command].concat()).finish();
+        let most = began.elapsed();
         finished.assert_clean();
-        let said = finished.stderr.lines().find_map(|line| line.strip_prefix("preempted "));
-        if said.expect("the program says how often it was preempted") == "0" {
-            return (finished, took);
+        let line = finished.stderr.lines().find_map(|line| line.strip_prefix("naps: "));
+        let mut numbers = line
+            .expect("what is known of the naps")
+            .split(' ')
+            .map(|number| number.parse::<u64>().expect("a number"));
+        let mut next = || numbers.next().expect("four numbers");
+        let (preempted, slept, cpu_us, stolen_ms) = (next(), next(), next(), next());
+        if preempted != 0 {
+            continue;
         }
+        // Stolen time is told in ticks of ten milliseconds, where it is told at all.
+        let stolen = if stolen_ms == 0 { 0 } else { stolen_ms + 10 };
+        let other = Duration::from_micros(cpu_us) + Duration::from_millis(stolen);
+        let asked = Duration::from_millis(u64::from(ms) * slept);
+        assert!(slept <= u64::from(count) && slept >= u64::from(count) / 2, "{slept} naps");
+        return Naps { finished, count: slept, least: asked.saturating_sub(other), most };
     }
     panic!("preempted in each of twenty runs");
 }

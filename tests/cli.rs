@@ -9,6 +9,7 @@ mod schema;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
@@ -219,6 +220,81 @@ fn the_generated_documentation_is_up_to_date() {
     assert!(readme.contains(&table), "the table in README.md is old: make docs");
 }
 
+/// Words in backticks.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The part of a document below this heading.
+fn section_of(path: &str, heading: &str) -> String {
+    let text = fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let (_, rest) = text.split_once(&format!("\n{heading}\n")).expect(heading);
+    rest.split("\n## ").next().unwrap_or(rest).to_string()
+}
+
+/// The README's table of common options has all of them, and no others.
+#[test]
+fn the_readme_has_every_common_option() {
+    let section = section_of("README.md", "## Options that every tool has");
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let named: Vec<&str> = rows
+        .flat_map(|row| quoted(row.split(" | ").next().unwrap_or(row)))
+        .map(|form| form.split(' ').next().unwrap_or(form))
+        .collect();
+    let mut known: Vec<String> = Vec::new();
+    for tool in tools() {
+        for line in stdout(&["docs", "options", &tool]).lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let Some(("common", letter)) = words.first().copied().zip(words.get(1)) else {
+                continue;
+            };
+            let spellings = words[2..].iter().filter(|word| word.starts_with("--"));
+            known.extend(spellings.clone().map(|word| (*word).to_string()));
+            known.push((*letter).to_string());
+            let is_there = words[2] == "COMMAND" && named.contains(&"--")
+                || named.contains(letter)
+                || spellings.clone().any(|word| named.contains(word))
+                // Said beside --output.
+                || words[2] == "--json" && section.contains("`-j` is `--output json`");
+            assert!(is_there, "README.md: the table of options lacks {line}");
+        }
+    }
+    for name in named.into_iter().filter(|name| *name != "--") {
+        assert!(known.iter().any(|known| known == name), "README.md: {name} is no common option");
+    }
+}
+
+/// The modules that may have unsafe code are those that docs/architecture.md names.
+#[test]
+fn unsafe_code_is_where_it_is_said_to_be() {
+    let section = section_of("docs/architecture.md", "## Where unsafe code is");
+    let (_, rest) = section.split_once("allowed in ").expect("a list");
+    let (list, generated) = rest.split_once(", in the modules that ").expect("a list");
+    let (mut whole, mut parts) = (Vec::new(), Vec::new());
+    for directory in ["src/common", "src/common/symbols", "src/bin"] {
+        for entry in fs::read_dir(root().join(directory)).expect("directory").flatten() {
+            let path = entry.path();
+            if !path.is_file() {
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("text");
+            let module = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            if text.contains("\n#![allow(unsafe_code") {
+                whole.push(module);
+            } else if text.contains("unsafe_code") {
+                parts.push(module);
+            }
+        }
+    }
+    whole.sort();
+    parts.sort();
+    assert_eq!(quoted(list), whole);
+    // `bpf!` is made in `tool`.
+    assert_eq!(parts, ["shared", "tool"]);
+    let named = quoted(generated);
+    assert!(named.contains(&"bpf!") && named.contains(&"shared"), "{named:?}");
+}
+
 /// Fields are only ever added: tests/fields/TOOL holds every field that was ever released, as
 /// `bpfscope docs fields TOOL` prints them.
 #[test]
@@ -256,7 +332,90 @@ fn every_tool_has_tests_and_a_manual() {
                 .unwrap_or_else(|| panic!("{tool}: {heading}"));
             assert!(text.lines().next().is_some_and(|line| line.len() > 20), "{tool}: {heading}");
         }
+        // Worked examples: commands, and of one at least what it shows.
+        let (_, examples) = manual.split_once(".SH EXAMPLES\n").expect("examples");
+        let (examples, _) = examples.split_once("\n.SH ").expect("more sections");
+        let shown = examples.split("\n.nf\n").skip(1).flat_map(|part| {
+            part.split("\n.fi").next().unwrap_or(part).lines().collect::<Vec<_>>()
+        });
+        let (commands, output): (Vec<&str>, Vec<&str>) =
+            shown.partition(|line| line.starts_with("# "));
+        assert!(!commands.is_empty(), "{tool}: no example of a command");
+        let mut output = output.iter().filter(|line| !line.trim().is_empty());
+        assert!(output.next().is_some(), "{tool}: no example has its output");
     }
+}
+
+/// The manual says what each tool's own hooks need: those that the object has, and no others.
+#[test]
+fn manuals_say_what_the_hooks_need() {
+    let kinds = [
+        ("fentry", "fentry, fexit"),
+        ("fexit", "fentry, fexit"),
+        ("tp_btf", "BTF tracepoints"),
+        ("raw_tp", "raw tracepoints"),
+        ("kprobe.multi", "kprobes, many at once"),
+        ("kretprobe.multi", "kprobes, many at once"),
+        ("kprobe", "kprobes"),
+        ("kretprobe", "kprobes"),
+        ("uprobe.multi", "probes in programs, many at once"),
+        ("uretprobe.multi", "probes in programs, many at once"),
+        ("uprobe", "probes in programs (uprobes)"),
+        ("uretprobe", "probes in programs (uprobes)"),
+        ("perf_event", "sampling of CPUs"),
+    ];
+    let needs: BTreeMap<String, BTreeMap<String, String>> = objects()
+        .into_iter()
+        .map(|(tool, path)| {
+            let manual = stdout(&["man", &tool]);
+            let (_, section) = manual.split_once(".SH \"KERNEL AND PRIVILEGES\"\n").expect("it");
+            let (section, _) = section.split_once("\n.SH ").expect("more sections");
+            assert!(section.contains("Linux 5.10") && section.contains("CAP_BPF"), "{tool}");
+            let said: BTreeMap<String, String> = section
+                .split("\n.TP\n\\fB")
+                .skip(1)
+                .map(|item| item.split_once("\\fR\n").expect("a name and its text"))
+                .map(|(name, text)| (name.to_string(), text.to_string()))
+                .collect();
+            let open = ObjectBuilder::default().open_file(&path).expect("open");
+            let mut has: Vec<&str> = open
+                .progs()
+                .map(|program| {
+                    let section = program.section().to_string_lossy().into_owned();
+                    let section = section.trim_start_matches('?');
+                    let of = section.split('/').next().unwrap_or(section);
+                    let kind = kinds.iter().find(|(known, _)| *known == of);
+                    kind.unwrap_or_else(|| panic!("{tool}: {section}")).1
+                })
+                .collect();
+            has.sort_unstable();
+            has.dedup();
+            assert_eq!(said.keys().map(String::as_str).collect::<Vec<_>>(), has, "{tool}");
+            for (name, text) in &said {
+                let by_perf = ["kprobes", "probes in programs (uprobes)", "sampling of CPUs"];
+                let told = text.contains("perf_event_paranoid") && text.contains("CAP_SYS_ADMIN");
+                assert_eq!(told, by_perf.contains(&name.as_str()), "{tool}: {name}: {text}");
+            }
+            (tool, said)
+        })
+        .collect();
+    let says = |tool: &str, kind: &str, words: &str| {
+        let text = &needs[tool][kind];
+        assert!(text.contains(words), "{tool}: {kind}: {text}");
+    };
+    let dead = "without that the tool does not run";
+    says("profile", "sampling of CPUs", dead);
+    says("gethostlatency", "probes in programs (uprobes)", dead);
+    says("memleak", "probes in programs (uprobes)", "with some arguments only");
+    says("memleak", "kprobes", "does without them");
+    says("funclatency", "probes in programs (uprobes)", "takes another way");
+    says("funclatency", "kprobes", "with some arguments only");
+    says("execsnoop", "kprobes", "with some arguments only");
+    says("opensnoop", "kprobes", "takes another way");
+    says("syncsnoop", "kprobes", "takes another way");
+    says("fsdist", "fentry, fexit", "of a module they take CAP_SYS_ADMIN");
+    says("fsslower", "kprobes", "of a module takes the same");
+    assert!(!needs["opensnoop"]["fentry, fexit"].contains("module"));
 }
 
 /// No tool file names another tool's, and nothing but its own files names a tool.
@@ -445,6 +604,44 @@ fn saved_records_are_shown_again() {
     assert!(tried > 0);
 }
 
+/// The clock starts with the tool or with the first event.
+#[test]
+fn times_since_the_start_and_the_first_event() {
+    let mut sample = sample("opensnoop");
+    assert_eq!(sample[0]["ts"], "2026-01-02T03:04:05.123456789+00:00");
+    let times = [("07", "9000000000"), ("08.5", "10500000000")];
+    for (event, (seconds, boot)) in sample[1..3].iter_mut().zip(times) {
+        assert_eq!(event["type"], "event");
+        event["boot_ns"] = boot.into();
+        event["ts"] = format!("2026-01-02T03:04:{seconds}+00:00").into();
+    }
+    // Two seconds before the first of them.
+    sample[0]["ts"] = "2026-01-02T03:04:05+00:00".into();
+    sample[0]["boot_ns"] = "7000000000".into();
+    let text: String = sample.iter().map(|line| format!("{line}\n")).collect();
+    let times = |format: &str| -> Vec<f64> {
+        let args = ["--fields", "ts", "--timestamp", "--time-format", format];
+        let lines = lines_of(&from("opensnoop", &text, &args));
+        lines.iter().filter_map(|line| line.trim().parse().ok()).collect()
+    };
+    assert_eq!(times("since-first"), [0.0, 1.5]);
+    assert_eq!(times("since-start"), [2.0, 3.5]);
+}
+
+/// As with getopt and argp: the beginning of a long name that only one has, and their help.
+#[test]
+fn long_names_may_be_abbreviated() {
+    for tool in tools() {
+        let help = stdout(&[&tool, "--help"]);
+        for flag in ["-?", "--usage", "--hel"] {
+            assert_eq!(stdout(&[&tool, flag]), help, "{tool} {flag}");
+        }
+        // --fields, --filter and --from.
+        usage_error(&[&tool, "--f", "x"], "--f");
+        usage_error(&[&tool, "--ready", "x"], "--ready-fd");
+    }
+}
+
 /// A file that is another tool's, of another schema, damaged or cut.
 #[test]
 fn files_that_are_none_of_ours() {
@@ -594,22 +791,18 @@ fn manual_pages() {
     }
 }
 
-/// Shells read the completions, as far as they are installed; bash is, and completes.
+/// Shells read the completions, and bash completes.
 #[test]
 fn completions() {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let installed = |shell: &str| std::env::split_paths(&path).any(|dir| dir.join(shell).is_file());
     for shell in ["bash", "zsh", "fish"] {
         let script = stdout(&["completions", shell]);
         for tool in tools() {
             assert!(script.contains(&tool), "{shell}: {tool}");
         }
-        if shell == "bash" || installed(shell) {
-            let file = tempdir("completions").join(shell);
-            fs::write(&file, &script).expect("write");
-            let (fine, said) = feed(shell, &["-n", file.to_str().expect("UTF-8")], "");
-            assert!(fine && said.is_empty(), "{shell}: {said}");
-        }
+        let file = tempdir("completions").join(shell);
+        fs::write(&file, &script).expect("write");
+        let (fine, said) = feed(shell, &["-n", file.to_str().expect("UTF-8")], "");
+        assert!(fine && said.is_empty(), "{shell}: {said}");
     }
     let complete = |words: &[&str]| -> Vec<String> {
         let script = stdout(&["completions", "bash"]);
@@ -890,4 +1083,126 @@ fn tempdir(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("bpfscope-{}-{name}", std::process::id()));
     fs::create_dir_all(&path).expect("directory");
     path
+}
+
+/// A system with these packages to be had, as scripts/setup sees it through apt: what it installs,
+/// whether it then has a Rust that is new enough, and what it says.
+struct System {
+    directory: PathBuf,
+}
+
+impl System {
+    /// `apt` has a line `PACKAGE VERSION` for each package that could be installed.
+    fn with(name: &str, apt: &str) -> Self {
+        let directory = tempdir(name);
+        let program = |name: &str, text: &str| {
+            let path = directory.join("bin").join(name);
+            fs::write(&path, format!("#!/bin/bash\nhere={}\n{text}\n", directory.display()))
+                .expect("write");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("permissions");
+        };
+        fs::create_dir_all(directory.join("bin")).expect("directory");
+        fs::write(directory.join("apt"), apt).expect("write");
+        // Nothing else is found: this machine may have rustup.
+        for name in "awk bash cat cp env grep head ln mkdir sed sort tail tr".split(' ') {
+            let there = ["/usr/bin", "/bin"].map(|at| Path::new(at).join(name));
+            let there = there.iter().find(|path| path.exists()).expect(name);
+            symlink(there, directory.join("bin").join(name)).expect("link");
+        }
+        // Everything but Rust is there.
+        program(
+            "dpkg-query",
+            "sed -n 's/^build=(\\(.*\\))$/\\1/p' scripts/setup | tr ' ' '\\n' | sed 's/.*/ii  &, /'",
+        );
+        program("sudo", "exec \"$@\"");
+        program(
+            "apt-cache",
+            "case $1 in
+            policy) version=$(awk -v p=\"$2\" '$1 == p { print $2 }' $here/apt)
+                echo \"$2:\"; echo '  Installed: (none)'; echo \"  Candidate: ${version:-(none)}\" ;;
+            pkgnames) awk -v p=\"$2\" 'index($1, p) == 1 { print $1 }' $here/apt ;;
+            esac",
+        );
+        // What is installed is noted; the distribution's own Rust is then of the version it has.
+        program(
+            "apt-get",
+            "echo \"apt-get $*\" >>$here/done
+            [[ \" $* \" == *' install '* ]] || exit 0
+            for package in \"$@\"; do case $package in
+                rustc) awk '$1 == \"rustc\" { print $2 }' $here/apt >$here/rust ;;
+                rustup) cp $here/rustup.kept $here/bin/rustup ;;
+            esac; done",
+        );
+        program(
+            "rustup.kept",
+            "echo \"rustup $*\" >>$here/done
+            [[ $1 != default ]] || echo 1.99.0 >$here/rust",
+        );
+        fs::rename(directory.join("bin/rustup.kept"), directory.join("rustup.kept")).expect("move");
+        program(
+            "cargo",
+            "[[ -s $here/rust ]] || exit 1\necho \"cargo $(cat $here/rust) (0 2026-01-01)\"",
+        );
+        Self { directory }
+    }
+
+    /// Runs it: whether it went well, what it did, what it said.
+    fn setup(&self) -> (bool, String, String) {
+        let _ = fs::remove_file(self.directory.join("done"));
+        let output = Command::new(root().join("scripts/setup"))
+            .arg("build")
+            .current_dir(root())
+            .env("PATH", self.directory.join("bin"))
+            .env("CARGO_HOME", self.directory.join("cargo"))
+            .output()
+            .expect("scripts/setup");
+        let done = fs::read_to_string(self.directory.join("done")).unwrap_or_default();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), done, stderr)
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Where Rust comes from on systems that have none: the distribution's own, a newer one beside it,
+/// rustup, or nowhere. Run again, it does nothing.
+#[test]
+fn setup_finds_a_rust_that_is_new_enough() {
+    // Debian's next, and Ubuntu's newest.
+    let system = System::with("setup-own", "rustc 1.90.0+dfsg1-1\ncargo 1.90.0\nrustup 1.27\n");
+    let (fine, done, stderr) = system.setup();
+    assert!(fine && done.contains("cargo rustc") && !done.contains("rustup"), "{done}{stderr}");
+    assert_eq!(system.setup(), (true, String::new(), String::new()));
+
+    // Debian 13: rustup takes nobody's Rust away.
+    let system = System::with("setup-rustup", "rustc 1.85.0+dfsg3-1\ncargo 1.85.0\nrustup 1.27\n");
+    let (fine, done, stderr) = system.setup();
+    assert!(fine && done.contains("--no-remove rustup\n"), "{done}{stderr}");
+    assert!(done.contains("rustup toolchain install") && done.contains("rustup default stable"));
+    assert_eq!(system.setup(), (true, String::new(), String::new()));
+
+    // Debian 12: neither, in one sentence.
+    let system = System::with("setup-none", "rustc 1.63.0+dfsg1-2\ncargo 0.66.0\n");
+    let (fine, done, stderr) = system.setup();
+    assert!(!fine && !done.contains("install"), "{done}");
+    assert!(stderr.lines().count() == 1 && stderr.contains("install it with rustup"), "{stderr}");
+
+    // Ubuntu: the newest of several; its programs are not where others' are.
+    let apt = "rustc 1.75.0\ncargo 1.75.0\nrustc-1.89 1.89\nrustc-1.100 1.100\nrustc-1.76 1.76\n\
+               cargo-1.89 1.89\ncargo-1.100 1.100\nrustc-1.89-doc 1.89\nrustup 1.26\n";
+    let system = System::with("setup-versions", apt);
+    let (_, done, stderr) = system.setup();
+    assert!(done.contains("install --no-install-recommends cargo-1.100 rustc-1.100\n"), "{done}");
+    assert!(!done.contains("rustup"), "{done}{stderr}");
+
+    // An old one that somebody has installed is said to be in the way, and left alone.
+    let system = System::with("setup-old", "rustc 1.75.0\ncargo 1.75.0\n");
+    fs::write(system.directory.join("rust"), "1.75.0").expect("write");
+    let (fine, done, stderr) = system.setup();
+    assert!(!fine && !done.contains("install"), "{done}");
+    assert!(stderr.lines().count() == 1 && stderr.contains("is 1.75: "), "{stderr}");
 }

@@ -89,6 +89,19 @@ Is the disk slow? One histogram, until Ctrl-C:
 
     # biolatency
 
+The reads of one command, in milliseconds:
+
+    # biolatency -m -d sdb -- dd if=backup.img of=/dev/null bs=64k count=500 iflag=direct
+    Tracing block device I/O... Hit Ctrl-C to end.
+
+         msecs               : count    distribution
+             0 -> 1          : 489      |****************************************|
+             2 -> 3          : 8        |                                        |
+             4 -> 7          : 3        |                                        |
+
+Of 500 reads, 489 took less than 2 ms, and the slowest three between 4 and 8; an average would not \
+have shown these.
+
 Every second, five times, with the time, for each disk, in milliseconds:
 
     # biolatency -TmD 1 5

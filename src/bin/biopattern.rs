@@ -75,7 +75,20 @@ Is the I/O of this machine random? One line a disk, until Ctrl-C:
 
     # biopattern
 
-The same each second, with the time, for one disk:
+The same in three intervals of a second:
+
+    # biopattern 1 3
+    Tracing block device I/O requested seeks... Hit Ctrl-C to end.
+    DISK     %RND  %SEQ    COUNT     KBYTES
+    sdb        25    75     3630     352642
+    sdb        36    64     3153     286031
+    sdb        34    66     3442     313380
+
+Two thirds of the requests of sdb began where the one before them ended, and they were large: about \
+90 KiB each. Two large files were being read at once, and the rest is the disk's way from one to the \
+other.
+
+With the time, for one disk:
 
     # biopattern -T -d nvme0n1 1
 

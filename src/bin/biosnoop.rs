@@ -82,6 +82,17 @@ the same disk ended, R where it does not, and ? for the first one and for those 
 What is the disk doing, and for whom?
 
     # biosnoop
+    TIME(s)     COMM           PID     DISK    T    SECTOR     BYTES   LAT(ms)
+    0.908174    jbd2/sdb-8     243     sdb     WSM  230444     2048      0.333
+    0.908794    jbd2/sdb-8     243     sdb     FF   0          0         0.291
+    0.909160    jbd2/sdb-8     243     sdb     WFSM 230448     1024      0.266
+    0.933176    jbd2/sdb-8     243     sdb     WSM  230450     2048      0.339
+    0.933742    jbd2/sdb-8     243     sdb     FF   0          0         0.293
+    0.934117    jbd2/sdb-8     243     sdb     WFSM 230454     1024      0.280
+
+These are two commits of ext4's journal, of three requests each: a synchronous write of metadata, a \
+flush of the disk's cache, and the record of the commit, which must not stay in that cache. Somebody \
+calls fsync, about every 25 ms.
 
 Which I/O of sda takes more than 10 ms, with the time of day and the time in the queue?
 

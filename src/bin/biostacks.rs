@@ -83,6 +83,30 @@ Which code paths cause the reads and writes of the next ten seconds?
 
     # biostacks 10
 
+One of the stacks of a second, on one disk, without the empty rows of its histogram:
+
+    # biostacks -d sdb 1
+    dd             592    sdb
+    blk_mq_submit_bio
+    __submit_bio
+    submit_bio_noacct_nocheck
+    iomap_dio_bio_iter
+    __iomap_dio_rw
+    iomap_dio_rw
+    ext4_file_write_iter
+    vfs_write
+    ksys_write
+    do_syscall_64
+    entry_SYSCALL_64_after_hwframe
+         usecs               : count    distribution
+           256 -> 511        : 5        |**********                              |
+           512 -> 1023       : 19       |****************************************|
+          1024 -> 2047       : 10       |*********************                   |
+          2048 -> 4095       : 6        |************                            |
+
+dd wrote to a file of ext4 (ext4_file_write_iter) past the page cache (iomap_dio_rw: O_DIRECT), 40 \
+times.
+
 Only one disk, only process 1234, every five seconds:
 
     # biostacks -d nvme0n1 --pid 1234 -i 5",

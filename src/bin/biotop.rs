@@ -86,6 +86,20 @@ Who keeps the disks busy?
 
     # biotop
 
+One table of two seconds:
+
+    # biotop --no-clear 2 1
+    20:00:00 loadavg: 0.39 0.08 0.03 2/74 368
+
+    PID     COMM             D MAJ MIN DISK       I/O  Kbytes  AVGms
+    250     dd               R 254 3   sde      11556 1314816   0.66
+    251     dd               W 254 3   sde       1586    6344   0.75
+    243     jbd2/sdb-8       W 254 0   sdb         62      93   0.56
+    243     jbd2/sdb-8       O 254 0   sdb         31       0   0.63
+
+One dd reads large blocks and another writes small ones, of 4 KiB, on the same disk; the journal of \
+the file system on sdb wrote 62 times and sent 31 flushes (O).
+
 For a script: five tables of ten seconds, one after another, the largest writers and readers first:
 
     # biotop --no-clear -s bytes -r 10 10 5
@@ -113,7 +127,7 @@ no known submitter: PID 0, COMM ?, and filters on the task leave them out. An in
             ("bytes", &["size_bytes"]),
             ("time", &["total_lat_ns"]),
         ],
-        names: &[("no-clear", "noclear")],
+        names: &[("no-clear", "noclear"), ("rows", "maxrows")],
         ..Table::by("all")
     });
 

@@ -72,6 +72,24 @@ Who does small I/O? One histogram for each name, until Ctrl-C:
 
     # bitesize
 
+The names that begin with dd, for two seconds:
+
+    # bitesize -c dd 2 1
+    Tracing block device I/O... Hit Ctrl-C to end.
+
+    Process Name = dd
+         Kbytes              : count    distribution
+             0 -> 1          : 0        |                                        |
+             2 -> 3          : 0        |                                        |
+             4 -> 7          : 744      |********                                |
+             8 -> 15         : 0        |                                        |
+            16 -> 31         : 0        |                                        |
+            32 -> 63         : 0        |                                        |
+            64 -> 127        : 3688     |****************************************|
+
+Most of the I/O is in requests of about as much as this disk takes at once (128 KiB), and every sixth \
+is a small one, which costs the disk nearly as much.
+
 What size are the requests of all postgres processes on sdb, every 10 seconds with the time?
 
     # bitesize -T -c postgres -d sdb 10",

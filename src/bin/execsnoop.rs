@@ -83,9 +83,32 @@ What does a shell start, and with which arguments?
 
     # execsnoop -P 4242
 
+What does a script start?
+
+    # execsnoop -T -- sh -c 'ls -l / | grep -c usr; date +%s >stamp'
+    TIME     PCOMM            PID    PPID   RET ARGS
+    20:02:46 sh               221    220      0 /usr/bin/sh -c ls -l / | grep -c usr; date +%s >stamp
+    20:02:46 ls               222    221      0 /usr/bin/ls -l /
+    20:02:46 grep             223    221      0 /usr/bin/grep -c usr
+    20:02:47 date             224    221      0 /usr/bin/date +%s
+
+The shell itself, and three programs whose parent (PPID) it is.
+
 Which commands are looked for in vain, and by whom?
 
-    # execsnoop -x -U
+    # execsnoop -x -U -- sh -c './missing; env no-such-program'
+    UID    PCOMM            PID    PPID   RET ARGS
+    0      execsnoop        226    225     -2 /usr/sbin/sh -c ./missing; env no-such-program
+    0      sh               226    225      0 /usr/bin/sh -c ./missing; env no-such-program
+    0      sh               227    226     -2 ./missing
+    0      env              228    226      0 /usr/bin/env no-such-program
+    0      env              228    226     -2 /usr/sbin/no-such-program
+    0      env              228    226     -2 /usr/bin/no-such-program
+    0      env              228    226     -2 /sbin/no-such-program
+    0      env              228    226     -2 /bin/no-such-program
+
+-2 is ENOENT: there is no such file. env tries each directory of PATH, and so did execsnoop itself \
+for the shell that it was to start.
 
 Every start of a compiler, with everything it is told:
 

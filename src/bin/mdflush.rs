@@ -52,7 +52,17 @@ Who flushes the array?
 
 How long does each of them take?
 
-    # mdflush -l",
+    # mdflush -l
+    Tracing md flush requests... Hit Ctrl-C to end.
+    TIME     PID     COMM             LAT(ms) DEVICE
+    20:00:13 756     dd                 0.525 md0
+    20:00:13 757     mkfs.ext4          0.544 md0
+    20:00:13 757     mkfs.ext4          0.380 md0
+    20:00:13 764     umount             0.636 md0
+    20:00:13 764     umount             0.412 md0
+
+A dd with conv=fsync flushes once, at its end; to make a file system and to unmount it takes several \
+flushes each.",
         overhead: "\
 One short program for each bio that enters the block layer of any disk, which looks at its flags; \
 with -l one more when a bio is done. Each is followed by a still shorter one that steps in where \

@@ -132,6 +132,23 @@ What does process 1234 wait for, during ten seconds?
 
     # offcputime -p 1234 10
 
+The same for one second of a shell that runs a loop; the largest stack stands last:
+
+    # offcputime -p 777 1
+    Tracing off-CPU time (us) of PID [777] for 1 secs.
+        __schedule
+        schedule
+        do_wait
+        kernel_wait4
+        __do_sys_wait4
+        do_syscall_64
+        entry_SYSCALL_64_after_hwframe
+        wait4
+        -                bash (777)
+            976515
+
+Of the second, 977 ms went by in wait4(): the shell waits for the programs that it has started.
+
 Waits of a program of more than a millisecond, as input for a flame graph:
 
     # offcputime -u -m 1000 -f 30 > folded.txt

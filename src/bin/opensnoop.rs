@@ -110,11 +110,28 @@ Which files does a failing program look for in vain?
 
 Which files are created, and with which mode?
 
-    # opensnoop -e -f O_CREAT
+    # opensnoop -e -f O_CREAT -- sh -c 'echo a >notes; touch b; cp notes copy; mktemp'
+    PID    COMM              FD ERR FLAGS    MODE  PATH
+    232    sh                 3   0 00001101 0666  notes
+    233    touch              3   0 00004501 0666  b
+    234    cp                 4   0 00000301 0644  copy
+    235    mktemp             3   0 00000302 0600  /tmp/tmp.sj5nZIPGdY
+
+FLAGS and MODE are octal: 00000302 is O_RDWR, O_CREAT and O_EXCL, and only mktemp makes a file that \
+nobody else may read (0600).
 
 All opens of one command:
 
-    # opensnoop -- ls /tmp",
+    # opensnoop -- ls /srv
+    PID    COMM              FD ERR PATH
+    230    ls                 3   0 /etc/ld.so.cache
+    230    ls                 3   0 /lib/x86_64-linux-gnu/libselinux.so.1
+    230    ls                 3   0 /lib/x86_64-linux-gnu/libc.so.6
+    230    ls                 3   0 /lib/x86_64-linux-gnu/libpcre2-8.so.0
+    230    ls                 3   0 /proc/filesystems
+    230    ls                 3   0 /srv
+
+Only the last one is what ls was asked for; the others are what every start of it takes.",
         overhead: "\
 One probe at the end of each open, which costs a fraction of the open itself. Where no kernel \
 function can be probed (way rawtp), every system call of the machine pays for it.",

@@ -222,6 +222,23 @@ What are the CPUs doing, for ten seconds?
 
     # profile 10
 
+And what does one process do, for a second? The first stack of the output:
+
+    # profile -p 792 1
+    Sampling at 49 Hertz of PID [792] by user + kernel for 1 secs.
+        rep_stos_alternative
+        read_zero
+        vfs_read
+        ksys_read
+        do_syscall_64
+        entry_SYSCALL_64_after_hwframe
+        read
+        -                dd (792)
+            40
+
+Of 49 samples, 40 were in the kernel's rep_stos_alternative(), which fills memory: dd reads from \
+/dev/zero.
+
 Where does process 1234 spend its time? As a flame graph, at 199 samples a second:
 
     # profile -F 199 -p 1234 --svg flames.svg 30

@@ -398,15 +398,20 @@ pub fn add_common(mut command: Command, letters: &[(&str, char)], table: Option<
             None => command.arg(arg),
         };
     }
-    command.arg(
-        Arg::new("command")
-            .value_name("COMMAND")
-            .help("Run this when ready, trace its processes, and end with it")
-            .help_heading(RUNNING)
-            .num_args(1..)
-            .last(true)
-            .value_parser(clap::value_parser!(OsString)),
-    )
+    let help = |name: &'static str| Arg::new(name).long(name).help_heading(RUNNING);
+    command
+        .disable_help_flag(true)
+        .arg(help("help").short('h').short_alias('?').action(ArgAction::Help).help("Print help"))
+        .arg(help("usage").action(ArgAction::HelpShort).hide(true))
+        .arg(
+            Arg::new("command")
+                .value_name("COMMAND")
+                .help("Run this when ready, trace its processes, and end with it")
+                .help_heading(RUNNING)
+                .num_args(1..)
+                .last(true)
+                .value_parser(clap::value_parser!(OsString)),
+        )
 }
 
 fn get<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> Option<T> {

@@ -236,5 +236,5 @@ The records:
 
 `lost` counts events that the buffer had no room for, `map_full` map insertions that the kernel
 refused, `missed` probe hits that the kernel itself skipped; null where it does not count those.
-`reason` is a signal's name, `duration`, `limit`, `count`, `command` or `reader`.
+`reason` is a signal's name, `duration`, `limit`, `count`, `command`, `reader` or `quit`.
 ";

@@ -11,10 +11,12 @@ use clap::Command;
 use crate::docs::unit;
 use crate::multi::COMMANDS;
 use crate::multi::Entry;
+use crate::probe::Program;
 use crate::record::Class;
 use crate::record::Field;
 use crate::record::PROCESS;
 use crate::record::TIMES;
+use crate::tool::Way;
 
 /// When this version's manual was last looked through: a page has to have a date.
 const DATE: &str = "2026-11-21";
@@ -184,10 +186,118 @@ fn field(page: &mut Page, field: &Field) {
 
 /// What every tool needs, and how it says what is missing.
 const PRIVILEGES: &str = "\
-Linux 5.8 or newer with its own types (CONFIG_DEBUG_INFO_BTF, or a file given with --btf), and root, \
-or the capabilities CAP_BPF and CAP_PERFMON; to name cgroups also CAP_DAC_READ_SEARCH. Ways that use \
-kprobes may need more on some kernels. A tool that cannot run says in one sentence what is missing, \
-and ends with status 3.";
+Linux 5.10 or newer with its own types (CONFIG_DEBUG_INFO_BTF, or a file given with --btf), and root, \
+or the capabilities CAP_BPF and CAP_PERFMON; before Linux 5.11 also CAP_SYS_RESOURCE or a large \
+enough limit of locked memory; to name cgroups also CAP_DAC_READ_SEARCH. A tool that cannot run says \
+in one sentence what is missing, and ends with status 3.";
+
+/// A kind of hook, and what it needs beside that.
+struct HookKind {
+    /// What stands before the slash in the sections of its programs.
+    sections: &'static [&'static str],
+    name: &'static str,
+    needs: &'static str,
+    /// Whether the kernel may keep it from CAP_PERFMON: kernel.perf_event_paranoid.
+    is_perf_event: bool,
+}
+
+const HOOKS: [HookKind; 8] = [
+    HookKind {
+        sections: &["fentry", "fexit"],
+        name: "fentry, fexit",
+        needs: "The kernel's own types, and function tracing (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS).",
+        is_perf_event: false,
+    },
+    HookKind {
+        sections: &["tp_btf"],
+        name: "BTF tracepoints",
+        needs: "The kernel's own types.",
+        is_perf_event: false,
+    },
+    HookKind {
+        sections: &["raw_tp"],
+        name: "raw tracepoints",
+        needs: "Nothing more.",
+        is_perf_event: false,
+    },
+    HookKind {
+        sections: &["kprobe.multi", "kretprobe.multi"],
+        name: "kprobes, many at once",
+        needs: "Linux 5.18 with CONFIG_FPROBE.",
+        is_perf_event: false,
+    },
+    HookKind {
+        sections: &["kprobe", "kretprobe"],
+        name: "kprobes",
+        needs: "CONFIG_KPROBE_EVENTS.",
+        is_perf_event: true,
+    },
+    HookKind {
+        sections: &["uprobe.multi", "uretprobe.multi"],
+        name: "probes in programs, many at once",
+        needs: "Linux 6.6 with CONFIG_UPROBE_EVENTS.",
+        is_perf_event: false,
+    },
+    HookKind {
+        sections: &["uprobe", "uretprobe"],
+        name: "probes in programs (uprobes)",
+        needs: "CONFIG_UPROBE_EVENTS.",
+        is_perf_event: true,
+    },
+    HookKind {
+        sections: &["perf_event"],
+        name: "sampling of CPUs",
+        needs: "CONFIG_PERF_EVENTS.",
+        is_perf_event: true,
+    },
+];
+
+impl HookKind {
+    fn is_of(&self, program: &Program) -> bool {
+        let section = program.section.trim_start_matches('?');
+        let kind = section.split_once('/').map_or(section, |(kind, _)| kind);
+        self.sections.contains(&kind)
+    }
+}
+
+/// What a tool's own hooks need. `ways` are those that it takes without options.
+fn hooks(page: &mut Page, programs: &[Program], ways: &[Way]) {
+    let in_module = programs.iter().any(|program| program.module.is_some());
+    for kind in &HOOKS {
+        let of_kind: Vec<&Program> = programs.iter().filter(|p| kind.is_of(p)).collect();
+        if of_kind.is_empty() {
+            continue;
+        }
+        let mut text = kind.needs.to_string();
+        if of_kind.iter().any(|program| program.section.starts_with("kretprobe/")) {
+            text += " Room for many calls at once takes write access to tracefs.";
+        }
+        if kind.sections.contains(&"fexit") && in_module {
+            text += " At functions of a module they take CAP_SYS_ADMIN.";
+        }
+        if kind.is_perf_event {
+            let is_of = |name: &&str| of_kind.iter().any(|program| program.name == *name);
+            let needed = |way: &&Way| {
+                let all = way.programs.iter().chain(&way.by_hand);
+                all.chain(way.groups.iter().flatten()).any(is_of)
+            };
+            let with = ways.iter().filter(needed).count();
+            let optional = ways.iter().any(|way| way.all().iter().any(is_of));
+            text += " Where kernel.perf_event_paranoid is above 2, as on Debian, CAP_SYS_ADMIN";
+            text += match (with, optional) {
+                (0, false) => "; they are asked for with some arguments only.",
+                (0, true) => "; it does without them where they are refused.",
+                (n, _) if n == ways.len() => ": without that the tool does not run.",
+                _ if in_module => {
+                    ": without that it takes another way, which at functions of a module takes the \
+                     same capability."
+                }
+                _ => ": without that it takes another way, where the kernel has it.",
+            };
+        }
+        page.item(&bold(kind.name), &text);
+    }
+}
 
 const STATUS: [(&str, &str); 6] = [
     ("0", "It ran, and was ended by a signal, a limit, or the end of what it traced."),
@@ -268,13 +378,15 @@ pub fn tool(entry: &Entry, tools: &[Entry]) -> Result<String> {
 
     page.section("\"KERNEL AND PRIVILEGES\"");
     page.text(PRIVILEGES);
-    let ways: Vec<&str> = (entry.ways)(&[])?.iter().map(|way| way.name).collect();
+    let ways = (entry.ways)(entry.needs)?;
+    let names: Vec<&str> = ways.iter().map(|way| way.name).collect();
     page.raw(".PP");
     page.text(&format!(
         "Ways to hook into the kernel, best first: {}. The first one that the kernel lets it take is \
-         taken; --verbose says which.",
-        ways.join(", ")
+         taken; --verbose says which. What they hook in by, and what that needs besides:",
+        names.join(", ")
     ));
+    hooks(&mut page, &(entry.programs)(entry.needs)?, &ways);
     status(&mut page);
 
     page.section("\"SEE ALSO\"");

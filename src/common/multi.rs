@@ -20,6 +20,7 @@ use crate::error::usage;
 use crate::man;
 use crate::output::complain;
 use crate::probe::Kernel;
+use crate::probe::Program;
 use crate::record::Records;
 use crate::runner;
 use crate::runner::Judgement;
@@ -53,6 +54,8 @@ pub struct Entry {
     pub schema: fn(Vec<OsString>) -> Result<String>,
     /// Its ways to hook under these options.
     pub ways: fn(&[&str]) -> Result<Vec<Way>>,
+    /// Its programs, with what they attach to under these options.
+    pub programs: fn(&[&str]) -> Result<Vec<Program>>,
     /// Looks whether it could be tried with these arguments (with its name).
     pub check: fn(Vec<OsString>) -> Result<()>,
     /// Hooks it in under these arguments (with its name) and takes it out again.
@@ -77,6 +80,7 @@ impl Entry {
             checked_records: runner::records::<T>,
             schema: runner::schema::<T>,
             ways: |args| Ok(parse::<T>(args)?.ways()),
+            programs: runner::programs::<T>,
             check: runner::check::<T>,
             trial: runner::trial::<T>,
             judge: runner::judge::<T>,

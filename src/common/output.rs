@@ -176,6 +176,12 @@ impl Plan {
         if let Some(format) = choice.time_format {
             for column in &mut columns {
                 if let Some((_, decimals)) = column.time {
+                    // A time of day may do without; of seconds since something too little is left.
+                    let counts = matches!(
+                        format,
+                        TimeFormat::SinceStart | TimeFormat::SinceFirst | TimeFormat::Boot
+                    );
+                    let decimals = if counts && decimals == 0 { 6 } else { decimals };
                     column.time = Some((format, decimals));
                 }
             }

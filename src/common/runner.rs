@@ -83,6 +83,8 @@ pub fn command<T: Tool>() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .help_template("{about}\n\n{usage-heading} {usage}\n\n{all-args}")
         .max_term_width(100)
+        // As those are used to who come from tools that read their options with getopt or argp.
+        .infer_long_args(true)
 }
 
 /// Runs a tool with these arguments, the first of which is the name it was called by. Returns the
@@ -268,6 +270,18 @@ pub(crate) fn records<T: Tool>(args: &[&str]) -> Result<Records> {
     let mut common = Common::from_matches(&matches, T::REFUSED, T::TABLE)?;
     let _ = tool.check(&mut common);
     Ok(tool.records())
+}
+
+/// All programs of the tool, with what they attach to under these options.
+///
+/// # Errors
+/// Those of the command line.
+pub(crate) fn programs<T: Tool>(args: &[&str]) -> Result<Vec<probe::Program>> {
+    let all = std::iter::once(<T::Bpf as Bpf>::NAME).chain(args.iter().copied());
+    let tool = T::from_arg_matches(&command::<T>().try_get_matches_from(all)?)?;
+    let mut storage = MaybeUninit::uninit();
+    let open = builder::<T>(None)?.open(&mut storage).context("opening the object")?;
+    Ok(probe::aimed(probe::programs(open.open_object()), &tool.ways()))
 }
 
 /// Refuses options that choose what is traced, for `--from`. Of the tool's own, those are fine that

@@ -5,7 +5,14 @@
 //! requests, stacks and threads.
 
 // The skeleton's plumbing and the `Plain` implementations are unsafe by nature.
-#[allow(unsafe_code, missing_docs, unused, clippy::all, clippy::pedantic)]
+#[allow(
+    unsafe_code,
+    missing_docs,
+    unused,
+    clippy::all,
+    clippy::pedantic,
+    clippy::undocumented_unsafe_blocks
+)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/shared.rs"));
 }

@@ -290,7 +290,14 @@ macro_rules! bpf {
     ($name:literal) => {
         /// The kernel side, as generated from C.
         // The skeleton's plumbing and the `Plain` implementations are unsafe by nature.
-        #[allow(unsafe_code, missing_docs, unused, clippy::all, clippy::pedantic)]
+        #[allow(
+            unsafe_code,
+            missing_docs,
+            unused,
+            clippy::all,
+            clippy::pedantic,
+            clippy::undocumented_unsafe_blocks
+        )]
         mod bpf {
             include!(concat!(env!("OUT_DIR"), "/", $name, ".rs"));
         }

@@ -27,6 +27,7 @@ use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::Running;
 use crate::support::assert_time;
+use crate::support::command;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
 use crate::support::disk::read_at_once;
@@ -46,6 +47,7 @@ pub const CASES: &[Case] = &[
     Case::new("latency", latency).timed(),
     Case::new("a partition", partition),
     Case::new("text", text),
+    Case::new("CSV", csv),
     Case::new("usage errors", usage_errors),
 ];
 
@@ -462,6 +464,46 @@ fn partition() -> Outcome {
         let finished = tool.stop();
         assert_counts(&finished, [ending(&counts(&finished, &disk), "any")], [expected]);
     }
+    Outcome::Passed
+}
+
+/// A line for each bucket, with the key before it: the same as the JSON has.
+fn csv() -> Outcome {
+    let disk = Disk::any();
+    let dd = |arguments: &str| {
+        format!("dd {arguments} bs=4k status=none").replace("DISK", &disk.path().to_string_lossy())
+    };
+    let reads = dd("if=DISK of=/dev/null iflag=direct count=9");
+    let writes = dd("if=/dev/zero of=DISK oflag=direct count=5");
+    let script = format!("{reads}; {writes}");
+    let args = ["-DF", "-d", &disk.name, "--output", "csv", "--", "sh", "-c", &script];
+    let output = command("biolatency", &args).output().expect("biolatency");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    // Of what was lost or missed it would tell.
+    assert!(output.status.success() && !stderr.contains("missed"), "{stderr}");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let mut lines = text.lines();
+    let header: Vec<&str> = lines.next().expect("a header").split(',').collect();
+    assert!(header.ends_with(&["ge", "lt", "count"]), "{text}");
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    let mut ends: BTreeMap<String, u64> = BTreeMap::new();
+    for line in lines {
+        let values: Vec<&str> = line.split(',').collect();
+        assert_eq!(values.len(), header.len(), "{text}");
+        let value = |name: &str| {
+            let at = header.iter().position(|field| *field == name);
+            values[at.unwrap_or_else(|| panic!("no {name}: {text}"))]
+        };
+        let number = |name: &str| value(name).parse::<u64>().expect("a number");
+        assert_eq!(value("disk"), disk.name);
+        let op = if value("flags").ends_with("Read") { "read" } else { "write" };
+        // Each bucket begins where the one before it ended.
+        let end = ends.insert(value("flags").into(), number("lt"));
+        assert!(number("lt") > number("ge"), "{text}");
+        assert_eq!(number("ge"), end.unwrap_or(0), "{text}");
+        *counts.entry(op.into()).or_default() += number("count");
+    }
+    assert_eq!(counts, BTreeMap::from([("read".into(), 9), ("write".into(), 5)]), "{text}");
     Outcome::Passed
 }
 

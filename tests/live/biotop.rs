@@ -25,6 +25,7 @@ pub const CASES: &[Case] = &[
     Case::new("nothing is lost between intervals", intervals),
     Case::new("latency", latency).timed(),
     Case::new("one name is one row", names),
+    Case::new("orders", orders),
     Case::new("text", text),
     Case::new("usage errors", usage_errors),
 ];
@@ -205,6 +206,47 @@ fn table(disk: &Disk, args: &[&str]) -> Vec<Vec<String>> {
     rows.map(|line| line.split_whitespace().map(String::from).collect()).collect()
 }
 
+/// One slow request on one disk, and many quick ones on another: time decides, alone and in the sum
+/// of all, since it is so many nanoseconds.
+fn orders() -> Outcome {
+    let slow = match Disk::null(&[("irqmode", "2"), ("completion_nsec", "300000000")]) {
+        Ok(disk) => disk,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let quick = match Disk::null(&[("irqmode", "0")]) {
+        Ok(disk) => disk,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let own = std::process::id().to_string();
+    let orders = [
+        ("all", &["requests", "size_bytes", "total_lat_ns"][..], &slow),
+        ("time", &["total_lat_ns"], &slow),
+        ("io", &["requests"], &quick),
+        ("bytes", &["size_bytes"], &quick),
+    ];
+    let tools = orders.map(|(sort, ..)| start("biotop", &["-p", &own, "--sort", sort, "60"]));
+    let mut direct = Direct::open(&slow.path());
+    direct.read(0);
+    let mut other = Direct::open(&quick.path());
+    (0..7).for_each(|i| other.read(i));
+    for (tool, (sort, fields, first)) in tools.into_iter().zip(orders) {
+        let finished = tool.stop();
+        finished.assert_clean();
+        // Other tests of this process have disks of their own.
+        let is_mine = |row: &&serde_json::Value| {
+            row["disk"] == slow.name.as_str() || row["disk"] == quick.name.as_str()
+        };
+        let rows: Vec<_> = finished.of("row").filter(is_mine).collect();
+        let disks: Vec<_> = rows.iter().map(|row| row["disk"].as_str().expect("a disk")).collect();
+        assert_eq!((disks.len(), disks[0]), (2, first.name.as_str()), "{sort}: {rows:?}");
+        let sum = |row: &&serde_json::Value| -> u64 {
+            fields.iter().map(|field| row[*field].as_u64().expect("a number")).sum()
+        };
+        assert!(sum(&rows[0]) >= sum(&rows[1]), "{sort}: {rows:?}");
+    }
+    Outcome::Passed
+}
+
 fn text() -> Outcome {
     let disk = Disk::any();
     let number = fs::read_to_string(disk.sys("dev")).expect("dev");
@@ -216,6 +258,7 @@ fn text() -> Outcome {
         (&["--sort", "io"], vec![&many, &large]),
         (&["--noclear", "-s", "bytes", "-r", "1"], vec![&large]),
         (&["-C", "-s", "io", "--rows", "1"], vec![&many]),
+        (&["-s", "io", "--maxrows", "1"], vec![&many]),
     ];
     for (args, expected) in orders {
         let rows = table(&disk, args);

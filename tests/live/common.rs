@@ -62,6 +62,7 @@ pub const CASES: &[Case] = &[
     Case::alone("a brake", max_rate),
     Case::new("its own cost", own_cost),
     Case::new("a command line of its own", command_line),
+    Case::new("behind sudo the command is the caller's", behind_sudo),
     // Any other tool that starts would remove it, too.
     Case::alone("what a killed tool left behind is removed", left_behind),
     Case::new("a map of 20,000 keys is read whole", whole_maps),
@@ -557,6 +558,27 @@ fn command_line() -> Outcome {
     assert_eq!(finished.stderr, "said\n");
     let both = command("opensnoop", &["--run", "true", "--", "true"]).output().expect("run");
     assert_eq!(both.status.code(), Some(2));
+    Outcome::Passed
+}
+
+/// As sudo leaves it: root, with the caller's ids in the environment.
+fn behind_sudo() -> Outcome {
+    const IDS: &str = "echo $(id -u) $(id -g) $(id -G)";
+    let said = |args: &[&str], sudo: bool| {
+        let mut command = command("opensnoop", &[&["--output", "json"], args].concat());
+        command.env_remove("SUDO_UID").env_remove("SUDO_GID");
+        if sudo {
+            command.envs([("SUDO_UID", "65533"), ("SUDO_GID", "65532")]);
+        }
+        let output = command.output().expect("opensnoop");
+        assert!(output.status.success(), "{}", output.status);
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let both = [&["--run", IDS][..], &["--", "sh", "-c", IDS]];
+    for args in both {
+        assert_eq!(said(args, true), "65533 65532 65532\n", "{args:?}");
+        assert!(said(args, false).starts_with("0 0 "), "{args:?}");
+    }
     Outcome::Passed
 }
 

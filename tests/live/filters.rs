@@ -54,6 +54,7 @@ pub const CASES: &[Case] = &[
     Case::new("cgroups and containers that are gone", gone),
     Case::new("names that come later", late_names),
     Case::new("columns of containers", columns),
+    Case::new("a tool leaves itself out", itself),
     Case::new("cgroups without privileges for handles", without_handles),
     Case::new("cgroup namespaces", cgroup_namespace),
     Case::new("no cgroup v2", no_hierarchy),
@@ -584,6 +585,28 @@ fn late_names() -> Outcome {
         // Others of this machine may be in it.
         let _ = fs::remove_dir(root.join(path));
     }
+    Outcome::Passed
+}
+
+/// To show an event of a container, a tool opens the file with its name: that is seen only where it
+/// is asked for.
+fn itself() -> Outcome {
+    let work = works().into_iter().find(|work| work.tool == "opensnoop").expect("a work");
+    let machine = Machine::new();
+    let fake = machine.docker("bs-self");
+    let own = |args: &[&str]| {
+        let tool = machine.start("opensnoop", args);
+        let pid = tool.pid();
+        work.run(&enter(&fake.cgroup), 1);
+        let finished = tool.stop();
+        finished.assert_clean();
+        assert_eq!((work.count)(&finished), 1);
+        let mine = finished.of("event").filter(|event| event["pid"] == pid);
+        mine.map(|event| event["path"].as_str().unwrap_or("?").to_string()).collect::<Vec<_>>()
+    };
+    let (without, with) = (own(&[]), own(&["--include-self"]));
+    assert!(without.is_empty(), "{without:?}");
+    assert!(with.iter().any(|path| path.ends_with("config.v2.json")), "{with:?}");
     Outcome::Passed
 }
 

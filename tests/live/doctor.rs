@@ -46,7 +46,10 @@ pub const CASES: &[Case] = &[
     Case::new("little locked memory", locked_memory),
     Case::new("the command has its own limit of locked memory", limit_of_the_command),
     Case::new("kernels that do not run here", packages),
+    Case::new("settings of the kernel", settings),
+    Case::new("without the hierarchy of cgroups", no_cgroups),
     Case::alone("perf_event_paranoid", paranoid),
+    Case::alone("hidden addresses of the kernel", hidden_addresses),
     Case::alone("nothing is left behind", nothing_left),
     Case::alone("a signal ends it and leaves nothing behind", signal),
 ];
@@ -533,6 +536,103 @@ impl Drop for Setting {
     }
 }
 
+/// The check of this name, as a doctor finds it that looks at one tool only.
+fn one_check(around: &Around, program: &Path, name: &str) -> [String; 3] {
+    let (records, _) = doctor(around, program, &["opensnoop"]);
+    let found = check(&records, name);
+    let text = |field: &str| found[field].as_str().unwrap_or_default().to_string();
+    ["state", "found", "stops"].map(text)
+}
+
+/// What the kernel's settings say, by other files in their places.
+fn settings() -> Outcome {
+    const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
+    const UNPRIVILEGED: &str = "/proc/sys/kernel/unprivileged_bpf_disabled";
+    let directory = scratch("settings");
+    let told = |path: &str, value: &str, name: &str, privileged: bool| {
+        if !Path::new(path).exists() {
+            return None;
+        }
+        let file = directory.join(value);
+        fs::write(&file, format!("{value}\n")).expect("write");
+        let mut around = apart(&format!("mount --bind {} {path}", file.display()));
+        if !privileged {
+            around.extend(words(&["setpriv", "--bounding-set=-all", "--inh-caps=-all"]));
+        }
+        Some(one_check(&around, binary(), name))
+    };
+    let mut seen = 0;
+    if let Some([state, found, stops]) = told(JIT, "0", "bpf_jit", true) {
+        assert_eq!((state.as_str(), found.as_str()), ("limited", "0"));
+        assert!(stops.contains("fexit") && stops.contains("bpf_jit_enable"), "{stops}");
+        assert_eq!(told(JIT, "1", "bpf_jit", true).expect("it")[..], ["ok", "1", ""]);
+        seen += 1;
+    }
+    // To tracing it is all the same, which is said where there are no capabilities.
+    if let Some(found) = told(UNPRIVILEGED, "2", "unprivileged_bpf_disabled", true) {
+        assert_eq!(found[..], ["ok", "2", ""]);
+        let [state, found, stops] =
+            told(UNPRIVILEGED, "0", "unprivileged_bpf_disabled", false).expect("it");
+        assert_eq!((state.as_str(), stops.as_str()), ("ok", ""));
+        assert_eq!(found, "0; it makes no difference to tracing");
+        seen += 1;
+    }
+    let _ = fs::remove_dir_all(directory);
+    match seen {
+        0 => Outcome::Skipped("this kernel has none of these settings".into()),
+        _ => Outcome::Passed,
+    }
+}
+
+/// Not mounted, and there but not for this user.
+fn no_cgroups() -> Outcome {
+    const AT: &str = "/sys/fs/cgroup";
+    let without = apart(&format!("while mountpoint -q {AT}; do umount -l {AT}; done"));
+    let [state, found, stops] = one_check(&without, binary(), "cgroup_v2");
+    assert_eq!((state.as_str(), found.as_str()), ("limited", "not mounted"));
+    assert!(stops.contains("--cgroup"), "{stops}");
+    if kernel() == "own" {
+        return Outcome::Passed;
+    }
+    let [state, found, _] = one_check(&words(&["env"]), binary(), "cgroup_v2");
+    assert_eq!((state.as_str(), found.as_str()), ("ok", AT));
+    let directory = scratch("cgroups");
+    let program = public_copy(&directory);
+    let [state, found, stops] = one_check(&user(BOTH, &enough()), &program, "cgroup_v2");
+    assert_eq!((state.as_str(), found.as_str()), ("limited", AT));
+    assert!(stops.contains("CAP_DAC_READ_SEARCH"), "{stops}");
+    let _ = fs::remove_dir_all(directory);
+    Outcome::Passed
+}
+
+/// kernel.kptr_restrict: 1 hides addresses from whoever lacks CAP_SYSLOG, 2 from everybody.
+fn hidden_addresses() -> Outcome {
+    const PATH: &str = "/proc/sys/kernel/kptr_restrict";
+    if kernel() == "own" {
+        return Outcome::Skipped("a setting of the whole machine".into());
+    }
+    let directory = scratch("addresses");
+    let program = public_copy(&directory);
+    let root = words(&["env"]);
+    let without = user(BOTH, &enough());
+    let with = user("+bpf,+perfmon,+syslog", &enough());
+    for (level, around, state) in [
+        ("0", &root, "ok"),
+        ("1", &root, "ok"),
+        ("1", &with, "ok"),
+        ("1", &without, "limited"),
+        ("2", &without, "limited"),
+        ("2", &root, "limited"),
+    ] {
+        let _set = Setting::set(PATH, level);
+        let [judged, found, stops] = one_check(around, &program, "kptr_restrict");
+        assert_eq!((judged.as_str(), found.as_str()), (state, level), "{around:?}");
+        assert_eq!(stops.contains("CAP_SYSLOG"), state == "limited", "{stops}");
+    }
+    let _ = fs::remove_dir_all(directory);
+    Outcome::Passed
+}
+
 /// Where Debian's level is lowered to the kernel's own, CAP_PERFMON is enough for kprobes.
 fn paranoid() -> Outcome {
     if kernel() == "own" {
@@ -545,10 +645,16 @@ fn paranoid() -> Outcome {
     let level = check(&records, "perf_event_paranoid");
     assert_eq!((level["found"].as_str(), level["state"].as_str()), (Some("3"), Some("limited")));
     assert_eq!(check(&records, "kprobes")["found"], "refused: EACCES");
+    let events = check(&records, "perf_events");
+    assert_eq!(
+        (&events["state"], &events["found"]),
+        (&"limited".into(), &"refused: EACCES".into())
+    );
     let _lower = Setting::set("/proc/sys/kernel/perf_event_paranoid", "2");
     let (records, _) = doctor(&around, &program, &[]);
     assert_eq!(check(&records, "perf_event_paranoid")["state"], "ok");
     assert_eq!(check(&records, "kprobes")["state"], "ok");
+    assert_eq!(check(&records, "perf_events")["state"], "ok");
     let said = compare(&around, &program, kinds());
     let both = said.iter().zip(as_root(kinds()));
     for (mine, roots) in both.filter(|(mine, _)| comparable(mine)) {

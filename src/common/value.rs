@@ -170,6 +170,10 @@ pub enum Format {
     Kib,
     /// Bytes as units of 1,024, with this many decimals.
     KibWith(usize),
+    /// Bytes as whole units of 1,048,576.
+    Mib,
+    /// Millionths as a percentage with this many decimals.
+    Percent(usize),
     /// Each string of a list in double quotes.
     Quoted,
 }
@@ -293,6 +297,11 @@ impl Value<'_> {
                 Format::Millis(decimals) => push_millis(out, n, decimals),
                 Format::Micros(decimals) => push_time(out, n, 3, decimals),
                 Format::Kib => push_uint(out, n / 1024),
+                Format::Mib => push_uint(out, n / (1024 * 1024)),
+                Format::Percent(decimals) => {
+                    push_time(out, n, 4, decimals);
+                    out.push(b'%');
+                }
                 Format::KibWith(decimals) => push_kib(out, n, decimals),
                 _ => push_uint(out, n),
             },
@@ -589,6 +598,9 @@ mod tests {
         assert_eq!(text(Value::Uint(1_234_567), Format::Millis(3)), "1.235");
         assert_eq!(text(Value::Uint(999_999_999), Format::Millis(0)), "1000");
         assert_eq!(text(Value::Uint(3 * 1024 + 1023), Format::Kib), "3");
+        assert_eq!(text(Value::Uint((5 << 20) - 1), Format::Mib), "4");
+        assert_eq!(text(Value::Uint(989_999), Format::Percent(2)), "99.00%");
+        assert_eq!(text(Value::Uint(1_000_000), Format::Percent(0)), "100%");
         assert_eq!(text(Value::Uint(1536), Format::KibWith(2)), "1.50");
         for bytes in (0..5000).chain([1 << 40, (1 << 40) + 5]) {
             let exact = format!("{:.2}", bytes as f64 / 1024.0);

@@ -122,6 +122,21 @@ out:
 
 /* ---- at each report ---- */
 
+/* Whether a FIN was sent, or waits to be, and has not been acknowledged. */
+static __always_inline bool fin_is_out(struct sock *sock)
+{
+	struct tcp_sock *tcp = (struct tcp_sock *)sock;
+
+	switch (tcp_state(sock)) {
+	case TCP_FIN_WAIT1:
+	case TCP_CLOSING:
+	case TCP_LAST_ACK:
+		return BPF_CORE_READ(tcp, snd_una) != BPF_CORE_READ(tcp, write_seq);
+	default:
+		return false;
+	}
+}
+
 /*
  * The counters while the connection lives, and nobody keeps the kernel from changing them. The only
  * thing that can go wrong is a FIN that has been counted and not been noted yet, which takes a
@@ -138,6 +153,10 @@ static __always_inline void read_counters(struct sock *sock, const struct life *
 		if (is_same(bytes, &before))
 			break;
 	}
+	/* The kernel counts what was acknowledged, and only then notes how far: the FIN may be in
+	 * it. */
+	if (fin_is_out(sock) && bytes->tx)
+		bytes->tx--;
 }
 
 SEC("iter/bpf_map_elem")

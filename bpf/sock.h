@@ -29,6 +29,12 @@ struct sock_tuple {
 };
 EXPORT_STRUCT(sock_tuple);
 
+/* What a TCP connection has carried: what the other side acknowledged, what came in order. */
+struct tcp_bytes {
+	__u64 tx;
+	__u64 rx;
+};
+
 /* ::ffff:0:0/96 */
 static __always_inline bool ipv6_is_v4_mapped(const __u32 *address)
 {

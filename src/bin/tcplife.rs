@@ -60,9 +60,6 @@ const STATES: [&str; 12] = [
     "NEW_SYN_RECV",
 ];
 
-/// The programs that all ways have beside the one that sees accept().
-const STATE: &[&str] = &["reset_sent__all", "reset_received__all", "state__all"];
-
 impl Tool for Args {
     type Bpf = bpf::Object;
 
@@ -118,14 +115,7 @@ returns.",
     const LETTERS: &'static [(&'static str, char)] = &[("pid", 'p')];
 
     fn ways(&self) -> Vec<Way> {
-        let way = |name, accept: &[&'static str]| {
-            Way::new(name, STATE).twin("state__all", "state_twin__all").with(true, accept)
-        };
-        vec![
-            way("fentry", &["accept__fentry"]).twin("accept__fentry", "accept_twin__fentry"),
-            way("kprobe", &["accept__kprobe"]),
-            way("tp", &["accept__tp"]),
-        ]
+        net::connection_ways(&["reset_sent__all", "reset_received__all"])
     }
 
     fn check(&mut self, common: &mut Common) -> Result<()> {

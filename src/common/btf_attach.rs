@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 
-//! fentry, fexit and tp_btf programs by ids that were looked up before.
+//! fentry, fexit, tp_btf and iter programs by ids that were looked up before.
 //!
 //! libbpf parses and checks all of the kernel's types to find the few ids that such programs attach
 //! by, which is a third of what a tool's start costs in user space, and as much memory. The ids are
@@ -24,10 +24,11 @@ use anyhow::ensure;
 use nix::libc::ENOENT;
 
 /// What the sections stand for.
-const HANDLERS: [(&CStr, libbpf_sys::bpf_attach_type); 3] = [
+const HANDLERS: [(&CStr, libbpf_sys::bpf_attach_type); 4] = [
     (c"fentry/", libbpf_sys::BPF_TRACE_FENTRY),
     (c"fexit/", libbpf_sys::BPF_TRACE_FEXIT),
     (c"tp_btf/", libbpf_sys::BPF_TRACE_RAW_TP),
+    (c"iter/", libbpf_sys::BPF_TRACE_ITER),
 ];
 
 /// What a program attaches to.

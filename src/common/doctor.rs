@@ -328,7 +328,9 @@ fn best(judged: &Judgement, package: &Package, kernel: &Kernel) -> (Option<Way>,
             let program = judged.programs.iter().find(|program| program.name == **name)?;
             package.lacks(kernel, &program.section)
         };
-        if let Some(reason) = way.programs.iter().chain(&way.by_hand).find_map(lacks) {
+        if let Some(reason) =
+            way.programs.iter().chain(&way.by_hand).chain(&way.iterators).find_map(lacks)
+        {
             refused.push(Refusal { way: way.name, reason });
             continue;
         }

@@ -31,6 +31,7 @@ pub mod globals;
 pub mod histogram;
 pub mod hooks;
 pub mod interrupt;
+pub mod iterator;
 pub mod kretprobe;
 pub mod loss;
 pub mod man;

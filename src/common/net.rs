@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 
-//! Addresses as the kernel side gives them, `bpf/sock.h`.
+//! Addresses as the kernel side gives them, `bpf/sock.h`, and the ways to follow connections with
+//! `bpf/tcp_lives.h`.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 
+use crate::tool::Way;
 use crate::value::Value;
 
 /// The address in four words in network order, of which an IPv4 address is the first; `None` when
@@ -30,6 +32,20 @@ pub fn ip(version: u8, words: [u32; 4]) -> Value<'static> {
 /// A port as a value; 0 is none.
 pub fn port(port: u16) -> Value<'static> {
     if port == 0 { Value::Null } else { Value::Uint(port.into()) }
+}
+
+/// Ways to follow TCP connections, best first. `more` are programs that each of them needs beside
+/// those of `bpf/tcp_lives.h`.
+pub fn connection_ways(more: &[&'static str]) -> Vec<Way> {
+    let way = |name, accept: &[&'static str]| {
+        let way = Way::new(name, more).with(true, &["state__all"]);
+        way.twin("state__all", "state_twin__all").with(true, accept)
+    };
+    vec![
+        way("fentry", &["accept__fentry"]).twin("accept__fentry", "accept_twin__fentry"),
+        way("kprobe", &["accept__kprobe"]),
+        way("tp", &["accept__tp"]),
+    ]
 }
 
 #[cfg(test)]

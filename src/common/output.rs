@@ -544,6 +544,15 @@ impl Output {
         }
     }
 
+    /// Makes the columns of a field at least this wide from now on. For tables whose columns are too
+    /// seldom wide to be so always, before the first row that needs it.
+    pub fn widen(&mut self, kind: usize, field: &str, width: usize) {
+        let columns = self.plans[kind].columns.iter_mut().map(|(_, column)| column);
+        for column in columns.filter(|column| column.field == field) {
+            column.width = column.width.max(width);
+        }
+    }
+
     fn record(
         &mut self,
         kind: usize,
@@ -623,7 +632,11 @@ impl Output {
                             if red {
                                 out.extend_from_slice(RED);
                             }
-                            let width = value.text(out, column.format, column.null);
+                            let port = column.port.and_then(|port| plan.kind.index(port));
+                            let width = match port.map(|port| &values[port]) {
+                                Some(port) => value.with_port(out, port, column.null),
+                                None => value.text(out, column.format, column.null),
+                            };
                             if red {
                                 out.extend_from_slice(NORMAL);
                             }

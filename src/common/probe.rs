@@ -36,6 +36,9 @@ pub enum Hook<'a> {
     /// A tracepoint by its name. The kernel's BTF tells whether it has one; that a module has it is
     /// found out by attaching.
     RawTracepoint(&'a str),
+    /// What the kernel walks through when somebody reads it: for BTF, a function whose name begins
+    /// with `bpf_iter_`.
+    Iterator(&'a str),
     /// Anything else: found out by attaching.
     Other,
 }
@@ -47,6 +50,7 @@ pub fn hook(section: &str) -> Hook<'_> {
         Some(("fentry" | "fexit", function)) => Hook::Function(function),
         Some(("tp_btf", tracepoint)) => Hook::TypedTracepoint(tracepoint),
         Some(("raw_tp", tracepoint)) => Hook::RawTracepoint(tracepoint),
+        Some(("iter", target)) => Hook::Iterator(target),
         _ => Hook::Other,
     }
 }
@@ -142,13 +146,21 @@ impl Kernel {
     /// Fails when libbpf cannot be told what was found.
     pub fn look_for(&mut self, programs: &[Program]) -> Result<()> {
         let Some(btf) = &self.btf else { return Ok(()) };
-        let mut functions = Vec::new();
+        let iterator = |target: &str| format!("bpf_iter_{target}");
+        let iterators: Vec<String> = programs
+            .iter()
+            .filter_map(|program| match hook(&program.section) {
+                Hook::Iterator(target) => Some(iterator(target)),
+                _ => None,
+            })
+            .collect();
+        let mut functions: Vec<&str> = iterators.iter().map(String::as_str).collect();
         let mut tracepoints = Vec::new();
         for program in programs {
             match hook(&program.section) {
                 Hook::Function(name) => functions.push(name),
                 Hook::TypedTracepoint(name) | Hook::RawTracepoint(name) => tracepoints.push(name),
-                Hook::Other => {}
+                Hook::Iterator(_) | Hook::Other => {}
             }
         }
         functions.sort_unstable();
@@ -177,6 +189,10 @@ impl Kernel {
             Hook::TypedTracepoint(name) => {
                 found.tracepoints.get(name).map(|id| Place { id: *id, module: None })
             }
+            Hook::Iterator(target) => {
+                let id = found.functions.get(iterator(target).as_str());
+                id.map(|id| Place { id: *id, module: None })
+            }
             Hook::RawTracepoint(_) | Hook::Other => None,
         };
         let places: HashMap<String, Place> = programs
@@ -197,6 +213,7 @@ impl Kernel {
         let name = |wanted| match wanted {
             Hook::Function(name) => format!("function {name}"),
             Hook::TypedTracepoint(name) => format!("tracepoint {name}"),
+            Hook::Iterator(name) => format!("iterator {name}"),
             Hook::RawTracepoint(_) | Hook::Other => String::new(),
         };
         let section = program.section.as_str();
@@ -213,7 +230,7 @@ impl Kernel {
             _ if self.btf.is_none() => {
                 return Some(format!("the kernel has no BTF to find {} in", name(wanted)));
             }
-            Hook::Function(name) | Hook::TypedTracepoint(name) => {
+            Hook::Function(name) | Hook::TypedTracepoint(name) | Hook::Iterator(name) => {
                 self.found.contains(section) || self.in_modules.contains(name)
             }
         };
@@ -345,7 +362,7 @@ pub fn settle(way: &Way, programs: &[Program], kernel: &Kernel) -> Result<Way, S
             None => unsure.extend(having.iter().chain(lacking)),
         }
     }
-    if let Some(reason) = chosen.iter().find_map(lacks) {
+    if let Some(reason) = chosen.iter().chain(&way.iterators).find_map(lacks) {
         return Err(reason);
     }
     let needed = way
@@ -397,6 +414,7 @@ mod tests {
         assert_eq!(hook("?fentry/x"), Hook::Function("x"));
         assert_eq!(hook("tp_btf/sched_switch"), Hook::TypedTracepoint("sched_switch"));
         assert_eq!(hook("raw_tp/sched_switch"), Hook::RawTracepoint("sched_switch"));
+        assert_eq!(hook("iter/task_file"), Hook::Iterator("task_file"));
         assert_eq!(hook("kretprobe/x"), Hook::Other);
     }
 

@@ -48,6 +48,8 @@ pub struct Column {
     pub format: Format,
     /// What stands for a value that is not there.
     pub null: &'static str,
+    /// For an address: the field of the port that is shown with it.
+    pub port: Option<&'static str>,
     /// For `ts`: how, and with how many decimals.
     pub time: Option<(TimeFormat, usize)>,
 }
@@ -62,6 +64,7 @@ pub fn column(field: &'static str, header: &'static str, width: usize) -> Column
         shown: true,
         format: Format::Plain,
         null: "?",
+        port: None,
         time: None,
     }
 }
@@ -96,6 +99,12 @@ impl Column {
     #[must_use]
     pub fn null(self, null: &'static str) -> Self {
         Self { null, ..self }
+    }
+
+    /// An address, together with the port that this field has: `192.0.2.1:80`, `[2001:db8::1]:80`.
+    #[must_use]
+    pub fn port(self, field: &'static str) -> Self {
+        Self { port: Some(field), ..self }
     }
 
     /// With this many decimals of a second; for columns of the time.
@@ -148,9 +157,14 @@ impl Kind {
         self
     }
 
+    /// Which of its own fields has this name.
+    pub fn index(&self, name: &str) -> Option<usize> {
+        self.fields.iter().position(|field| field.name == name)
+    }
+
     /// Where a value of this name comes from.
     pub fn source(&self, name: &str) -> Option<Source> {
-        if let Some(index) = self.fields.iter().position(|field| field.name == name) {
+        if let Some(index) = self.index(name) {
             return Some(Source::Field(index));
         }
         match (self.class, name) {

@@ -734,7 +734,7 @@ fn hook_in(
         (Hook::Other, Some(aim)) => {
             program.attach_kprobe(section.starts_with("kret"), &aim.function)
         }
-        (Hook::RawTracepoint(_), _) | (Hook::Other, None) => program.attach(),
+        (Hook::RawTracepoint(_) | Hook::Iterator(_), _) | (Hook::Other, None) => program.attach(),
     };
     let link = link.map_err(|error| explain(&format!("{error:#}")))?;
     remarks.extend(remark);

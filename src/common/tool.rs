@@ -37,6 +37,8 @@ pub struct Way {
     pub programs: Vec<&'static str>,
     /// Programs that it cannot do without and that [`Tool::attach`] attaches.
     pub by_hand: Vec<&'static str>,
+    /// Programs that run only when the tool reads them: [`crate::iterator`].
+    pub iterators: Vec<&'static str>,
     /// Programs that are left out where the kernel lacks what they attach to.
     pub optional: Vec<&'static str>,
     /// Programs that are only needed where a struct lacks a member: (struct, member, program).
@@ -75,6 +77,7 @@ impl Way {
             name,
             programs: programs.to_vec(),
             by_hand: Vec::new(),
+            iterators: Vec::new(),
             optional: Vec::new(),
             lacking: Vec::new(),
             by_tracepoint: Vec::new(),
@@ -89,14 +92,21 @@ impl Way {
     /// All of its programs, whether they are there or not.
     pub fn all(&self) -> Vec<&'static str> {
         let groups = self.groups.iter().flatten();
-        let one_by_one = [&self.programs, &self.by_hand, &self.optional].into_iter().flatten();
-        one_by_one.chain(groups).copied().collect()
+        let one_by_one = [&self.programs, &self.by_hand, &self.iterators, &self.optional];
+        one_by_one.into_iter().flatten().chain(groups).copied().collect()
     }
 
     /// Adds programs that the tool attaches itself, in [`Tool::attach`].
     #[must_use]
     pub fn by_hand(mut self, programs: &[&'static str]) -> Self {
         self.by_hand.extend(programs);
+        self
+    }
+
+    /// Adds iterators that it cannot do without, which run when the tool reads them.
+    #[must_use]
+    pub fn iterators(mut self, programs: &[&'static str]) -> Self {
+        self.iterators.extend(programs);
         self
     }
 

@@ -273,6 +273,22 @@ fn push_ip(out: &mut Vec<u8>, ip: IpAddr) {
 }
 
 impl Value<'_> {
+    /// Appends an address with a port, an IPv6 address in brackets, as [`Value::text`] does.
+    pub(crate) fn with_port(&self, out: &mut Vec<u8>, port: &Value<'_>, null: &str) -> usize {
+        let start = out.len();
+        let brackets = matches!(self, Value::Ip(IpAddr::V6(_)));
+        if brackets {
+            out.push(b'[');
+        }
+        self.text(out, Format::Plain, null);
+        if brackets {
+            out.push(b']');
+        }
+        out.push(b':');
+        port.text(out, Format::Plain, null);
+        out.len() - start
+    }
+
     /// Appends the value as text and returns its width in characters. `null` stands for
     /// [`Value::Null`].
     pub fn text(&self, out: &mut Vec<u8>, format: Format, null: &str) -> usize {

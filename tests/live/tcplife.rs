@@ -9,8 +9,6 @@ use std::net::IpAddr;
 use std::net::Shutdown;
 use std::net::SocketAddr;
 use std::net::TcpStream;
-use std::os::fd::AsRawFd as _;
-use std::os::fd::FromRawFd as _;
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::process::Stdio;
@@ -20,7 +18,6 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::accept;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 use serde_json::Value;
@@ -47,44 +44,6 @@ pub const CASES: &[Case] = &[
     Case::new("filters on the task", task_filters),
     Case::new("text columns", text_columns),
 ];
-
-fn accept_one(listener: &OwnedFd) -> TcpStream {
-    let fd = accept(listener.as_raw_fd()).expect("accept");
-    // SAFETY: the kernel has just given it to us.
-    unsafe { TcpStream::from_raw_fd(fd) }
-}
-
-/// A connection: the side that connected, and the other one.
-fn pair(listener: &OwnedFd, to: SocketAddr) -> (TcpStream, TcpStream) {
-    let (fd, result) = dial(to, false);
-    result.expect("connect");
-    (TcpStream::from(fd), accept_one(listener))
-}
-
-/// Reads until the other side ends; returns how much there was.
-fn drain(stream: &mut TcpStream) -> u64 {
-    let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).expect("read") as u64
-}
-
-/// Sends `size` bytes while `to` reads them.
-fn send(from: &mut TcpStream, to: &mut TcpStream, size: usize) {
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut bytes = vec![0; size];
-            to.read_exact(&mut bytes).expect("read");
-        });
-        from.write_all(&vec![7; size]).expect("write");
-    });
-}
-
-/// Ends a connection in good order, `first` first.
-fn end(mut first: TcpStream, mut second: TcpStream) {
-    first.shutdown(Shutdown::Write).expect("shutdown");
-    assert_eq!(drain(&mut second), 0);
-    drop(second);
-    assert_eq!(drain(&mut first), 0);
-}
 
 /// Which side of which connection an event is about.
 fn side(event: &Value) -> (&str, &str, u64, u64) {

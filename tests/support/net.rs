@@ -2,8 +2,13 @@
 
 //! Network namespaces and TCP sockets for live tests.
 
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::Shutdown;
 use std::net::SocketAddr;
+use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
+use std::os::fd::FromRawFd as _;
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::mpsc;
@@ -18,6 +23,7 @@ use nix::sys::socket::Backlog;
 use nix::sys::socket::SockFlag;
 use nix::sys::socket::SockType;
 use nix::sys::socket::SockaddrStorage;
+use nix::sys::socket::accept4;
 use nix::sys::socket::bind;
 use nix::sys::socket::connect;
 use nix::sys::socket::getsockname;
@@ -54,6 +60,11 @@ pub fn lo_up() {
         request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
         assert_eq!(libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request), 0);
     }
+}
+
+/// Gives lo one more IPv6 address.
+pub fn lo_address(address: &str) {
+    ip(&["address", "add", &format!("{address}/128"), "dev", "lo", "nodad"]).expect("an address");
 }
 
 pub fn tcp(family: AddressFamily, nonblocking: bool) -> OwnedFd {
@@ -103,6 +114,56 @@ pub fn listener(to: &str, backlog: i32) -> OwnedFd {
 
 pub fn port_of(fd: &OwnedFd) -> u16 {
     local(fd).port()
+}
+
+pub fn accept_one(listener: &OwnedFd) -> TcpStream {
+    // Not for children, or it would not end here.
+    let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC).expect("accept");
+    // SAFETY: the kernel has just given it to us.
+    unsafe { TcpStream::from_raw_fd(fd) }
+}
+
+/// A connection: the side that connected, and the other one.
+pub fn pair(listener: &OwnedFd, to: SocketAddr) -> (TcpStream, TcpStream) {
+    let (fd, result) = dial(to, false);
+    result.expect("connect");
+    (TcpStream::from(fd), accept_one(listener))
+}
+
+/// Reads until the other side ends; returns how much there was.
+pub fn drain(stream: &mut TcpStream) -> u64 {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).expect("read") as u64
+}
+
+/// Sends `size` bytes while `to` reads them.
+pub fn send(from: &mut TcpStream, to: &mut TcpStream, size: usize) {
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut bytes = vec![0; size];
+            to.read_exact(&mut bytes).expect("read");
+        });
+        from.write_all(&vec![7; size]).expect("write");
+    });
+}
+
+/// Waits until the other side has acknowledged all that was sent.
+pub fn wait_for_acknowledgement(stream: &TcpStream) {
+    let mut left: libc::c_int = 1;
+    while left > 0 {
+        // SAFETY: the kernel writes one int.
+        let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut left) };
+        assert_eq!(result, 0);
+        thread::yield_now();
+    }
+}
+
+/// Ends a connection in good order, `first` first.
+pub fn end(mut first: TcpStream, mut second: TcpStream) {
+    first.shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(drain(&mut second), 0);
+    drop(second);
+    assert_eq!(drain(&mut first), 0);
 }
 
 /// A second network namespace with a thread of its own, joined to the caller's by a pair of veth:

@@ -354,6 +354,7 @@ fn manuals_say_what_the_hooks_need() {
         ("fexit", "fentry, fexit"),
         ("tp_btf", "BTF tracepoints"),
         ("raw_tp", "raw tracepoints"),
+        ("iter", "iterators"),
         ("kprobe.multi", "kprobes, many at once"),
         ("kretprobe.multi", "kprobes, many at once"),
         ("kprobe", "kprobes"),
@@ -923,6 +924,7 @@ fn targets() -> (Vec<String>, Vec<String>) {
                 Some(("fentry" | "fexit" | "kprobe" | "kretprobe", name)) => {
                     functions.push(name.to_string());
                 }
+                Some(("iter", name)) => functions.push(format!("bpf_iter_{name}")),
                 Some((_, name)) => {
                     tracepoints.push(name.rsplit('/').next().unwrap_or(name).to_string());
                 }

@@ -114,7 +114,14 @@ counted. Whether a page was read before is known of all tasks.",
         examples: "\
 How well does the cache work, each second?
 
-    # cachestat
+    # cachestat 1 3
+        HITS   MISSES  DIRTIES HITRATIO   BUFFERS_MB  CACHED_MB
+         508      141        0   78.27%            0        137
+         537      172        0   75.74%            0        137
+         982      255        0   79.39%            0        137
+
+Of the 649 pages that were read in the first second, 141 had come from the disk for it; all of them \
+together are 2.5 MB.
 
 The same with the time, every 10 seconds, six times:
 

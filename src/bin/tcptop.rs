@@ -133,7 +133,15 @@ sorts by one direction; all, the default, by the sum of both.",
         examples: "\
 Which connections keep the network busy?
 
-    # tcptop
+    # tcptop -C 1 1
+    21:12:04 loadavg: 0.49 0.65 1.12 1/84 27210
+
+    PID     COMM             LADDR                 RADDR                  RX_KB  TX_KB
+    27165   python3          127.0.0.1:46614       127.0.0.1:8080           390      4
+    27165   python3          127.0.0.1:8080        127.0.0.1:46614            4    390
+
+Both ends of the one connection are on this machine, so it is there twice: what the one side sends, the \
+other receives.
 
 For a script: the five that sent the most, every ten seconds, one table after another:
 

@@ -201,7 +201,7 @@ struct HookKind {
     is_perf_event: bool,
 }
 
-const HOOKS: [HookKind; 8] = [
+const HOOKS: [HookKind; 9] = [
     HookKind {
         sections: &["fentry", "fexit"],
         name: "fentry, fexit",
@@ -218,6 +218,12 @@ const HOOKS: [HookKind; 8] = [
         sections: &["raw_tp"],
         name: "raw tracepoints",
         needs: "Nothing more.",
+        is_perf_event: false,
+    },
+    HookKind {
+        sections: &["iter"],
+        name: "iterators",
+        needs: "The kernel's own types.",
         is_perf_event: false,
     },
     HookKind {

@@ -469,9 +469,15 @@ fn cannot_run() -> Outcome {
         if !running_tools().any(|running| *running == tool) {
             continue;
         }
-        // With types from a file, ways that need none of the kernel's own are left.
+        // With types from a file, ways that need none of the kernel's own are left. Iterators need
+        // them; a tool that has some has them in all of its ways.
         let mut typed = apart(hide);
         typed.args([&tool, "--output", "json", "--btf"]).arg(&types).args(idle(&tool));
+        let manual = Command::new(binary()).args(["man", &tool]).output().expect("man");
+        if String::from_utf8_lossy(&manual.stdout).contains("\n\\fBiterators\\fR\n") {
+            refused(typed, "has no BTF to find iterator");
+            continue;
+        }
         let running = start_command(typed);
         let typed_ways = ["fexit", "btf", "tp_btf", "tpbtf"];
         assert!(!typed_ways.contains(&running.way()), "{tool}: {}", running.ready);

@@ -88,6 +88,9 @@ static __always_inline int life_ended(struct sock *sock, struct life *life, int 
  */
 static __always_inline bool life_adopted(struct sock *sock, struct life *life);
 
+/* The handshake is over; the socket is locked. */
+static __always_inline void life_established(struct sock *sock, struct life *life);
+
 static __always_inline void life_over(__u64 key)
 {
 	bpf_map_delete_elem(&lives, &key);
@@ -104,30 +107,47 @@ static __always_inline int tcp_state(struct sock *sock)
 	return BPF_CORE_READ(sock, __sk_common.skc_state);
 }
 
-/*
- * The kernel's counters have sequence numbers, of which a SYN and a FIN take one each. A SYN is
- * counted only where it was acknowledged to the socket itself, which is the side that connected.
- */
-static __always_inline void life_bytes(struct sock *sock, const struct life *life, int state,
-				       struct tcp_bytes *bytes)
+/* States in which a FIN has been sent, or waits to be. */
+static __always_inline bool fin_was_sent(int state)
 {
-	struct tcp_sock *tcp = (struct tcp_sock *)sock;
-	__u64 acked = BPF_CORE_READ(tcp, bytes_acked);
-	__u64 received = BPF_CORE_READ(tcp, bytes_received);
-	__u64 ends = life->established && life->direction == DIRECTION_OUT;
-
 	switch (state) {
 	case TCP_FIN_WAIT1:
 	case TCP_FIN_WAIT2:
 	case TCP_CLOSING:
 	case TCP_LAST_ACK:
-		if (BPF_CORE_READ(tcp, snd_una) == BPF_CORE_READ(tcp, write_seq))
-			ends++;
+		return true;
+	default:
+		return false;
 	}
+}
+
+/*
+ * The kernel's counters have sequence numbers, of which a SYN and a FIN take one each. A SYN is
+ * counted only where it was acknowledged to the socket itself, which is the side that connected.
+ */
+static __always_inline void life_bytes_of(struct sock *sock, const struct life *life, __u64 acked,
+					  bool fin_is_acked, struct tcp_bytes *bytes)
+{
+	__u64 received = BPF_CORE_READ((struct tcp_sock *)sock, bytes_received);
+	__u64 ends = life->established && life->direction == DIRECTION_OUT;
+
+	if (fin_is_acked)
+		ends++;
 	bytes->tx = acked > ends ? acked - ends : 0;
 	if (received && BPF_CORE_READ(sock, __sk_common.skc_flags) & 1UL << SOCK_DONE)
 		received--;
 	bytes->rx = received;
+}
+
+/* Of a socket that is locked, in this state. */
+static __always_inline void life_bytes(struct sock *sock, const struct life *life, int state,
+				       struct tcp_bytes *bytes)
+{
+	struct tcp_sock *tcp = (struct tcp_sock *)sock;
+	bool fin_is_acked = fin_was_sent(state) &&
+			    BPF_CORE_READ(tcp, snd_una) == BPF_CORE_READ(tcp, write_seq);
+
+	life_bytes_of(sock, life, BPF_CORE_READ(tcp, bytes_acked), fin_is_acked, bytes);
 }
 
 /* By the twin, just now. What is older is left of another socket. */
@@ -176,6 +196,7 @@ static __always_inline int established(struct sock *sock, int before)
 	if (found && (found->direction == DIRECTION_OUT || !found->established)) {
 		found->born_ns = now;
 		found->established = 1;
+		life_established(sock, found);
 		return 0;
 	}
 	/* By the twin. */
@@ -190,6 +211,7 @@ static __always_inline int established(struct sock *sock, int before)
 		.established = 1,
 	};
 
+	life_established(sock, &life);
 	begin(key, &life, now);
 	return 0;
 }

@@ -91,6 +91,10 @@ static __always_inline bool will_reset(struct sock *sock, int before)
 	return !(flags & (1UL << SOCK_DONE | 1UL << SOCK_DEAD));
 }
 
+static __always_inline void life_established(struct sock *sock, struct life *life)
+{
+}
+
 static __always_inline bool life_adopted(struct sock *sock, struct life *life)
 {
 	/* When it began nobody knows. */

@@ -30,6 +30,10 @@ struct life_more {
 	struct tcp_bytes base;
 	/* What the user side has been told by the iterator, which alone writes here. */
 	struct tcp_bytes told;
+	/* The sequence number of the first byte that counts as acknowledged; it never changes. */
+	__u32 first_seq;
+	__u8 first_seq_known;
+	__u8 pad[3];
 };
 
 #include "tcp_lives.h"
@@ -53,13 +57,11 @@ struct count {
 };
 EXPORT_STRUCT(count);
 
-static __always_inline void bytes_since(struct sock *sock, const struct life *life, int state,
-					struct tcp_bytes *bytes)
+/* Less than before has only another socket in the place of one whose end was missed. */
+static __always_inline void subtract_base(const struct life *life, struct tcp_bytes *bytes)
 {
 	const struct tcp_bytes *base = &life->more.base;
 
-	life_bytes(sock, life, state, bytes);
-	/* Less than before has only another socket in the place of one whose end was missed. */
 	bytes->tx = bytes->tx > base->tx ? bytes->tx - base->tx : 0;
 	bytes->rx = bytes->rx > base->rx ? bytes->rx - base->rx : 0;
 }
@@ -102,7 +104,8 @@ static __always_inline int life_ended(struct sock *sock, struct life *life, int 
 	if (!wanted(sock, life, &tuple))
 		goto out;
 	/* The socket is locked: these are exact. */
-	bytes_since(sock, life, before, &bytes);
+	life_bytes(sock, life, before, &bytes);
+	subtract_base(life, &bytes);
 	/* Nothing was ever told of it, and there is nothing to tell. */
 	if (!bytes.tx && !bytes.rx)
 		goto out;
@@ -122,41 +125,58 @@ out:
 
 /* ---- at each report ---- */
 
-/* Whether a FIN was sent, or waits to be, and has not been acknowledged. */
-static __always_inline bool fin_is_out(struct sock *sock)
+/*
+ * The kernel counts what was acknowledged, and notes next how far that is. The difference is the
+ * same at all other times.
+ */
+static __always_inline void note_first_seq(struct sock *sock, struct life *life)
 {
 	struct tcp_sock *tcp = (struct tcp_sock *)sock;
 
-	switch (tcp_state(sock)) {
-	case TCP_FIN_WAIT1:
-	case TCP_CLOSING:
-	case TCP_LAST_ACK:
-		return BPF_CORE_READ(tcp, snd_una) != BPF_CORE_READ(tcp, write_seq);
-	default:
-		return false;
-	}
+	life->more.first_seq = BPF_CORE_READ(tcp, snd_una) - (__u32)BPF_CORE_READ(tcp, bytes_acked);
+	life->more.first_seq_known = 1;
+}
+
+static __always_inline void life_established(struct sock *sock, struct life *life)
+{
+	note_first_seq(sock, life);
 }
 
 /*
- * The counters while the connection lives, and nobody keeps the kernel from changing them. The only
- * thing that can go wrong is a FIN that has been counted and not been noted yet, which takes a
- * moment that is shorter than reading twice.
+ * The counters of a socket that is not locked. Whether a FIN is among what was acknowledged is seen
+ * by the number itself, whatever the kernel has noted of it until now. What comes after the number
+ * is read after it.
  */
-static __always_inline void read_counters(struct sock *sock, const struct life *life,
+static __always_inline void read_unlocked(struct sock *sock, const struct life *life,
 					  struct tcp_bytes *bytes)
 {
-	bytes_since(sock, life, tcp_state(sock), bytes);
+	struct tcp_sock *tcp = (struct tcp_sock *)sock;
+	__u64 acked = BPF_CORE_READ(tcp, bytes_acked);
+	bool fin_is_acked = fin_was_sent(tcp_state(sock)) &&
+			    life->more.first_seq + (__u32)acked == BPF_CORE_READ(tcp, write_seq);
+
+	life_bytes_of(sock, life, acked, fin_is_acked, bytes);
+	subtract_base(life, bytes);
+}
+
+/*
+ * While the connection lives nobody keeps the kernel from changing them. The only thing that can go
+ * wrong is a FIN of the other side that has been counted and not been noted yet, which takes a
+ * moment that is shorter than reading twice.
+ */
+static __always_inline void read_counters(struct sock *sock, struct life *life,
+					  struct tcp_bytes *bytes)
+{
+	if (!life->more.first_seq_known)
+		note_first_seq(sock, life);
+	read_unlocked(sock, life, bytes);
 	for (int i = 0; i < 3 && !is_same(bytes, &life->more.told); i++) {
 		struct tcp_bytes before = *bytes;
 
-		bytes_since(sock, life, tcp_state(sock), bytes);
+		read_unlocked(sock, life, bytes);
 		if (is_same(bytes, &before))
 			break;
 	}
-	/* The kernel counts what was acknowledged, and only then notes how far: the FIN may be in
-	 * it. */
-	if (fin_is_out(sock) && bytes->tx)
-		bytes->tx--;
 }
 
 SEC("iter/bpf_map_elem")
@@ -178,6 +198,9 @@ int living(struct bpf_iter__bpf_map_elem *ctx)
 	if (tcp_state(sock) == TCP_CLOSE || !wanted(sock, life, &tuple))
 		return 0;
 	read_counters(sock, life, &bytes);
+	/* Its end is told, and by then nobody can say what of the number was a FIN. */
+	if (tcp_state(sock) == TCP_CLOSE)
+		return 0;
 	if (is_same(&bytes, &life->more.told) || bytes.tx < life->more.told.tx ||
 	    bytes.rx < life->more.told.rx)
 		return 0;

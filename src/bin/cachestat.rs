@@ -178,7 +178,7 @@ kernel lets the calls that are under way in that moment pass without telling.",
                 "read_old_exit__kprobe",
                 "read_old_enter__kprobe",
                 "around_old_exit__kprobe",
-                "around_old_enter__kprobe",
+                "around_enter__kprobe",
             ])
             .optional(&["splice_exit__kprobe", "splice_enter__kprobe"]);
         vec![tracepoints!(fexit, "fexit"), tracepoints!(kprobe, "kprobe")]

@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
+use anyhow::ensure;
 use libbpf_rs::OpenObject;
 use nix::sys::memfd::MFdFlags;
 use nix::sys::memfd::memfd_create;
@@ -308,23 +309,37 @@ pub struct Program {
     pub module: Option<&'static str>,
 }
 
-/// The programs of an object.
-pub fn programs(open: &OpenObject) -> Vec<Program> {
+/// The programs of an object, with what these ways aim them at.
+///
+/// # Errors
+/// When a way names a program that the object has not. It would otherwise be found out only by a
+/// kernel that needs that way.
+pub fn programs(open: &OpenObject, ways: &[Way]) -> Result<Vec<Program>> {
     let text = |name: &OsStr| name.to_string_lossy().into_owned();
-    open.progs()
+    let programs = open
+        .progs()
         .map(|p| Program { name: text(p.name()), section: text(p.section()), module: None })
-        .collect()
+        .collect();
+    aimed(programs, ways)
 }
 
-/// The programs with what these ways aim them at.
-pub fn aimed(mut programs: Vec<Program>, ways: &[Way]) -> Vec<Program> {
+fn aimed(mut programs: Vec<Program>, ways: &[Way]) -> Result<Vec<Program>> {
+    for way in ways {
+        for name in way.named() {
+            ensure!(
+                programs.iter().any(|program| program.name == name),
+                "way {} names a program that does not exist: {name}",
+                way.name
+            );
+        }
+    }
     for aim in ways.iter().flat_map(|way| &way.aims) {
         for program in programs.iter_mut().filter(|program| program.name == aim.program) {
             program.section = aimed_section(&program.section, &aim.function);
             program.module = Some(aim.module).filter(|module| !module.is_empty());
         }
     }
-    programs
+    Ok(programs)
 }
 
 /// A section such as `fexit/x` for another function.
@@ -437,5 +452,28 @@ mod tests {
         let settled = settle(&either, &programs, &kernel).expect("possible");
         assert_eq!(settled.optional, ["a__raw", "b__raw"]);
         assert!(settle(&raw.only_where("s", "m"), &programs, &kernel).is_err());
+    }
+
+    #[test]
+    fn ways_name_programs_that_exist() {
+        let named = |way| {
+            let program = |name: &str| Program {
+                name: name.into(),
+                section: "kprobe/x".into(),
+                module: None,
+            };
+            aimed(vec![program("a"), program("b")], &[way]).map(drop)
+        };
+        let way = Way::new("way", &["a"]).group(&["a", "b"]);
+        assert!(named(way.clone()).is_ok());
+        for wrong in [
+            way.clone().group(&["c"]),
+            way.clone().optional(&["c"]),
+            way.clone().by_tracepoint("y", &["a"], &["c"]),
+            way.twins(&[("a", "c")]),
+        ] {
+            let error = named(wrong).expect_err("there is no c").to_string();
+            assert!(error.contains("way way names a program that does not exist: c"), "{error}");
+        }
     }
 }

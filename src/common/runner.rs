@@ -199,7 +199,7 @@ pub fn judge<T: Tool>(args: Vec<OsString>, kernel: &mut Kernel) -> Result<Judgem
     let (tool, _) = read_quietly::<T>(args)?;
     let mut storage = MaybeUninit::uninit();
     let open = opened::<T>(None, &mut storage)?;
-    let programs = probe::aimed(probe::programs(open.open_object()), &tool.ways());
+    let programs = probe::programs(open.open_object(), &tool.ways())?;
     let (ways, refused) = possible(&tool, &programs, kernel)?;
     Ok(Judgement { ways, refused, programs })
 }
@@ -281,7 +281,7 @@ pub(crate) fn programs<T: Tool>(args: &[&str]) -> Result<Vec<probe::Program>> {
     let tool = T::from_arg_matches(&command::<T>().try_get_matches_from(all)?)?;
     let mut storage = MaybeUninit::uninit();
     let open = builder::<T>(None)?.open(&mut storage).context("opening the object")?;
-    Ok(probe::aimed(probe::programs(open.open_object()), &tool.ways()))
+    probe::programs(open.open_object(), &tool.ways())
 }
 
 /// Refuses options that choose what is traced, for `--from`. Of the tool's own, those are fine that
@@ -404,7 +404,7 @@ fn climb<T: Tool>(
         let own = common.btf.as_deref().map(KernelBtf::read).transpose().context("--btf")?;
         let types = globals::object_btf(open.open_object())
             .and_then(|object| kernel.subset(own.as_ref(), &object));
-        let programs = probe::aimed(probe::programs(open.open_object()), &tool.ways());
+        let programs = probe::programs(open.open_object(), &tool.ways())?;
         let (ways, impossible) = possible(tool, &programs, &mut kernel)?;
         impossible.iter().for_each(say);
         refused.extend(impossible);

@@ -96,6 +96,16 @@ impl Way {
         one_by_one.into_iter().flatten().chain(groups).copied().collect()
     }
 
+    /// Everything that it names, also what only some kernels need.
+    pub(crate) fn named(&self) -> Vec<&'static str> {
+        let mut names = self.all();
+        names.extend(self.lacking.iter().map(|(_, _, program)| program));
+        names.extend(self.by_tracepoint.iter().flat_map(|(_, a, b)| a.iter().chain(b)));
+        names.extend(self.twins.iter().flat_map(|(first, second)| [first, second]));
+        names.extend(self.aims.iter().map(|aim| aim.program));
+        names
+    }
+
     /// Adds programs that the tool attaches itself, in [`Tool::attach`].
     #[must_use]
     pub fn by_hand(mut self, programs: &[&'static str]) -> Self {

@@ -2,6 +2,7 @@
 
 //! Network namespaces and TCP sockets for live tests.
 
+use std::fs;
 use std::io::Read as _;
 use std::io::Write as _;
 use std::net::Shutdown;
@@ -39,6 +40,9 @@ pub fn isolated(test: impl FnOnce() -> Outcome + Send + 'static) -> Outcome {
             return Outcome::Skipped(format!("no network namespace of its own: {error}"));
         }
         lo_up();
+        // Or, through lo, a connection may get the ports of one that ended a second ago, and
+        // tests know connections by their ports.
+        fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "0").expect("tcp_tw_reuse");
         test()
     });
     thread.join().unwrap_or_else(|payload| {

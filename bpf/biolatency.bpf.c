@@ -4,8 +4,7 @@
  * were queued, until their last byte is done.
  *
  * Ways: btf, rawtp. Both have the same tracepoints, and a twin (twin.h) of each program without
- * which a request would not be counted. No marks are needed: each of the two sees in the map what
- * the other has done.
+ * which a request would not be counted.
  */
 #include "block.h"
 #include "block_owner.h"
@@ -38,8 +37,16 @@ struct {
 
 HISTOGRAMS(latencies, struct latency_key);
 
+/* The only one, without a key to look for. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct histogram);
+} latencies_of_all SEC(".maps");
+
 /* The request is queued or issued. A second time right after the first has no effect. */
-static __always_inline int issued(struct request *request, bool typed, bool is_twin)
+static __always_inline int given(struct request *request, bool typed)
 {
 	__u64 key = (__u64)request;
 	__u64 born = request_read(typed, request, start_time_ns);
@@ -51,7 +58,7 @@ static __always_inline int issued(struct request *request, bool typed, bool is_t
 		 * for it, or for the rest of it. Only the device's time begins anew, and only
 		 * when it has done nothing yet.
 		 */
-		if (!want_queued && !is_twin && !tracked->life.partly_done)
+		if (!want_queued && !tracked->life.partly_done)
 			tracked->start_ns = bpf_ktime_get_ns();
 		return 0;
 	}
@@ -73,15 +80,25 @@ static __always_inline int issued(struct request *request, bool typed, bool is_t
 	return 0;
 }
 
+static __always_inline int issued(struct request *request, bool typed, bool is_twin)
+{
+	if (twin_has_it((__u64)request, HOOK_ISSUE, 0, is_twin))
+		return 0;
+	return given(request, typed);
+}
+
 /* So many bytes of the request are done. A second time has no effect. */
 static __always_inline int done(__u64 *ctx, bool typed, bool is_twin)
 {
 	struct request *request = (struct request *)ctx[0];
 	__u32 bytes = ctx[2];
 	__u64 key = (__u64)request;
-	struct tracked *tracked = bpf_map_lookup_elem(&requests, &key);
 	__u32 left = request_read(typed, request, __data_len);
+	struct tracked *tracked;
 
+	if (twin_has_it(key, HOOK_DONE, left, is_twin))
+		return 0;
+	tracked = bpf_map_lookup_elem(&requests, &key);
 	if (!tracked ||
 	    !request_lives(&tracked->life, request_read(typed, request, start_time_ns))) {
 		/* An empty flush comes to its end without having been issued itself. */
@@ -98,8 +115,13 @@ static __always_inline int done(__u64 *ctx, bool typed, bool is_twin)
 	__u64 start = tracked->start_ns;
 	__u64 latency = now > start ? now - start : 0;
 	struct latency_key group = {};
+	__u32 zero = 0;
 
 	request_over(&requests, &key, &tracked->life);
+	if (!want_by_disk && !want_by_flags) {
+		histogram_add(&latencies_of_all, &zero, latency / ns_per_slot_unit, latency);
+		return 0;
+	}
 	if (want_by_disk)
 		group.disk = request_disk(request, typed);
 	if (want_by_flags)
@@ -126,7 +148,7 @@ static __always_inline int merged(struct request *request)
 	SEC(section "/block_rq_insert")                                                            \
 	int insert__##way(__u64 *ctx)                                                              \
 	{                                                                                          \
-		return issued(request_of(ctx), typed, false);                                      \
+		return given(request_of(ctx), typed);                                              \
 	}                                                                                          \
 	MERGE_HOOK(section, way)                                                                   \
 	GETRQ_HOOKS(section, way)

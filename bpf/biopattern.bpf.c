@@ -4,8 +4,7 @@
  * it ended, or it does not.
  *
  * Ways: btf, rawtp. Both have the same tracepoints, and a twin (twin.h) of each program without
- * which a request would not be counted. No marks are needed: each of the two sees in the map what
- * the other has done.
+ * which a request would not be counted.
  */
 #include "block.h"
 #include "block_owner.h"
@@ -60,10 +59,15 @@ static __always_inline void count(__u32 disk, __u64 sector, __u32 bytes)
 static __always_inline int issued(struct request *request, bool typed, bool is_twin)
 {
 	__u64 key = (__u64)request;
-	__u64 born = request_read(typed, request, start_time_ns);
-	__u32 bytes = request_read(typed, request, __data_len);
-	struct request_life *life = bpf_map_lookup_elem(&requests, &key);
+	struct request_life *life;
+	__u64 born;
+	__u32 bytes;
 
+	if (twin_has_it(key, HOOK_ISSUE, 0, is_twin))
+		return 0;
+	life = bpf_map_lookup_elem(&requests, &key);
+	born = request_read(typed, request, start_time_ns);
+	bytes = request_read(typed, request, __data_len);
 	if (life && request_lives(life, born))
 		return 0;
 	if (!request_is_owned(&requests, request) || !request_on_disk(request, typed)) {
@@ -89,9 +93,12 @@ static __always_inline int done(__u64 *ctx, bool typed, bool is_twin)
 	struct request *request = (struct request *)ctx[0];
 	__u32 bytes = ctx[2];
 	__u64 key = (__u64)request;
-	struct request_life *life = bpf_map_lookup_elem(&requests, &key);
 	__u32 left = request_read(typed, request, __data_len);
+	struct request_life *life;
 
+	if (twin_has_it(key, HOOK_DONE, left, is_twin))
+		return 0;
+	life = bpf_map_lookup_elem(&requests, &key);
 	if (!life || !request_lives(life, request_read(typed, request, start_time_ns))) {
 		/* An empty flush comes to its end without having been issued itself. */
 		if (want_owner && !left)

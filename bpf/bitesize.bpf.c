@@ -4,6 +4,7 @@
  *
  * Ways: btf, rawtp. Both have the same tracepoints.
  */
+#define TRACK_COMM_ONLY
 #include "block_track.h"
 
 /* Up to 4 GiB, also in bytes. */

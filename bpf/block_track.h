@@ -18,10 +18,21 @@
 
 #include "block.h"
 #include "filter.h"
-#include "twin.h"
 
 /* Whether any filter on the task is set: a request without a submitter passes none. */
 const volatile bool want_owner;
+
+/*
+ * A tool may say before it includes this that it wants of a submitter the command name alone, and
+ * of a request not when it was queued and issued, only that it was.
+ */
+#ifdef TRACK_COMM_ONLY
+#define describe_current(head) current_comm((head)->comm)
+#define track_now() 1
+#else
+#define describe_current(head) head_without_time(head)
+#define track_now() bpf_ktime_get_boot_ns()
+#endif
 
 /* Who asked for a request, as it was when he did. */
 struct submitter {
@@ -83,18 +94,6 @@ struct {
 /* See requests_kept. */
 __u32 bios_kept;
 
-/*
- * What twins know a request or bio by. The verifier lets nobody calculate with a pointer that it
- * knows the type of, but of its lower half, moved as such, it knows nothing.
- */
-static __always_inline bool twin_first_of(__u64 pointer, bool is_twin)
-{
-	__u64 low;
-
-	asm volatile("r2 = %1; w2 = w2; %0 = r2" : "=r"(low) : "r"(pointer) : "r2");
-	return twin_first(low >> 4, is_twin);
-}
-
 #define PF_KTHREAD 0x00200000
 #define PF_WQ_WORKER 0x00000020
 
@@ -151,10 +150,10 @@ static __always_inline void describe_submitter(struct submitter *who, struct bio
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct cgroup *cgroup = NULL;
 
-	head_of_current(&who->head);
+	describe_current(&who->head);
 	who->known = 1;
 	who->writeback = 0;
-	if (BPF_CORE_READ(task, flags) & PF_KTHREAD) {
+	if (current_flags() & PF_KTHREAD) {
 		who->writeback = writes_back(task);
 		cgroup = bio_cgroup(bio, task);
 	}
@@ -198,7 +197,7 @@ static __always_inline int request_started(struct request *request, bool typed, 
 	__u64 key = (__u64)request;
 	struct tracked_request *entry;
 
-	if (!twin_first_of(key, is_twin))
+	if (twin_has_it(key, HOOK_START, 0, is_twin))
 		return 0;
 	entry = tracked_entry(&key);
 	if (!entry)
@@ -216,7 +215,7 @@ static __always_inline int submitted(__u64 *ctx, bool is_twin)
 	__u64 key = (__u64)bio;
 	struct bio_submitter *entry;
 
-	if (!submitters_by_bio || !twin_first_of(key, is_twin))
+	if (!submitters_by_bio || twin_has_it(key, HOOK_GETRQ, 0, is_twin))
 		return 0;
 	entry = bpf_map_lookup_elem(&submitted_bios, &key);
 	if (!entry) {
@@ -350,7 +349,7 @@ static __always_inline int request_queued(struct request *request, bool typed, b
 	__u64 born = request_read(typed, request, start_time_ns);
 	struct tracked_request *entry;
 
-	if (!twin_first_of(key, is_twin))
+	if (twin_has_it(key, HOOK_INSERT, 0, is_twin))
 		return 0;
 	entry = bpf_map_lookup_elem(&requests, &key);
 	if (!entry || !request_lives(&entry->life, born))
@@ -359,7 +358,7 @@ static __always_inline int request_queued(struct request *request, bool typed, b
 		entry->life.born = born;
 	/* One that the device gave back is queued again; its time goes on. */
 	if (entry && !entry->queued_ns && !entry->issued_ns)
-		entry->queued_ns = bpf_ktime_get_boot_ns();
+		entry->queued_ns = track_now();
 	return 0;
 }
 
@@ -374,7 +373,7 @@ static __always_inline struct tracked_request *request_issued(struct request *re
 	__u64 born = request_read(typed, request, start_time_ns);
 	struct tracked_request *entry;
 
-	if (!twin_first_of(key, is_twin))
+	if (twin_has_it(key, HOOK_ISSUE, 0, is_twin))
 		return NULL;
 	entry = bpf_map_lookup_elem(&requests, &key);
 	if (!entry || !request_lives(&entry->life, born))
@@ -386,7 +385,7 @@ static __always_inline struct tracked_request *request_issued(struct request *re
 	if (entry->issued_ns) {
 		/* The device had no room for it, or for the rest of it. */
 		if (!entry->life.partly_done)
-			entry->issued_ns = bpf_ktime_get_boot_ns();
+			entry->issued_ns = track_now();
 		return NULL;
 	}
 	if (!request_on_disk(request, typed)) {
@@ -395,7 +394,7 @@ static __always_inline struct tracked_request *request_issued(struct request *re
 	}
 	entry->sector = request_read(typed, request, __sector);
 	entry->bytes = request_read(typed, request, __data_len);
-	entry->issued_ns = bpf_ktime_get_boot_ns();
+	entry->issued_ns = track_now();
 	return entry;
 }
 
@@ -426,7 +425,7 @@ static __always_inline struct tracked_request *request_done(struct request *requ
 	__u32 left = request_read(typed, request, __data_len);
 	struct tracked_request *entry;
 
-	if (!twin_first_of(key, is_twin))
+	if (twin_has_it(key, HOOK_DONE, left, is_twin))
 		return NULL;
 	entry = bpf_map_lookup_elem(&requests, &key);
 	if (!entry || !request_lives(&entry->life, request_read(typed, request, start_time_ns))) {

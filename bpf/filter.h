@@ -37,6 +37,13 @@ const volatile __u32 filter_one[FILTER_KINDS];
 /* Process id of the tool itself, left out; 0 = trace the tool too. */
 const volatile __u32 filter_self;
 
+/*
+ * Whether there is any other filter. If not, the functions below that test them are not there for
+ * the verifier. They are functions of their own, so that what is seldom there does not make each
+ * program long: newer kernels take time that grows with the square of its length.
+ */
+const volatile bool filter_on;
+
 /* comm & mask == wanted, as two words: exact names and prefixes alike. */
 const volatile bool filter_comm_on;
 const volatile __u64 filter_comm[2];
@@ -154,7 +161,7 @@ int filter_tree_free(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-static __always_inline bool filter_tree_has(struct task_struct *task, __u32 host_pid)
+static __noinline bool filter_tree_has(struct task_struct *task, __u32 host_pid)
 {
 	return bpf_map_lookup_elem(&filter_tree, &host_pid) ||
 	       (pidns_inode && filter_tree_planted(task));
@@ -225,7 +232,7 @@ static __always_inline __u64 task_cgroup_id(struct task_struct *task)
 	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 }
 
-static __always_inline bool filter_cgroup_listed(struct cgroup *cgroup)
+static __noinline bool filter_cgroup_listed(struct cgroup *cgroup)
 {
 	for (__u32 i = 0; i < FILTER_CGROUPS && i < filter_cgroup_count; i++) {
 		if (filter_cgroup_level[i] == FILTER_ANY_LEVEL) {
@@ -262,7 +269,7 @@ static __always_inline bool filter_mntns(struct task_struct *task)
 	return true;
 }
 
-static __always_inline bool filter_pinned(struct task_struct *task)
+static __noinline bool filter_pinned(struct task_struct *task)
 {
 	if (filter_cgroupmap_on) {
 		__u64 id = task_cgroup_id(task);
@@ -278,13 +285,18 @@ static __always_inline bool filter_container(__u64 cgroup_id)
 	return bpf_map_lookup_elem(&filter_containers, &cgroup_id);
 }
 
+static __always_inline bool filter_is_self(__u32 pid)
+{
+	return filter_self && pid == filter_self;
+}
+
 /* Whether the current task passes the filters on ids and names: all but those on where it is. */
-static __always_inline bool filter_current_itself(void)
+static __noinline bool filter_current_itself(void)
 {
 	__u64 id = current_ids();
 	__u32 pid = id >> 32;
 
-	if (filter_self && pid == filter_self)
+	if (filter_is_self(pid))
 		return false;
 	if (filter_tree_on && !filter_tree_has((struct task_struct *)bpf_get_current_task(),
 					       bpf_get_current_pid_tgid() >> 32))
@@ -308,7 +320,7 @@ static __always_inline bool filter_current_itself(void)
 
 /* Whether the current task passes the filters on where it is: cgroup, container, mount namespace.
  */
-static __always_inline bool filter_current_place(void)
+static __noinline bool filter_current_place(void)
 {
 	if (filter_containers_on && !filter_container(bpf_get_current_cgroup_id()))
 		return false;
@@ -326,6 +338,8 @@ static __always_inline bool filter_current_place(void)
 /* Whether the current task passes every filter. */
 static __always_inline bool filter_current(void)
 {
+	if (!filter_on)
+		return !filter_is_self(current_ids() >> 32);
 	return filter_current_itself() && filter_current_place();
 }
 
@@ -335,6 +349,8 @@ static __always_inline bool filter_current(void)
  */
 static __always_inline bool filter_current_for(struct cgroup *cgroup)
 {
+	if (!filter_on)
+		return !filter_is_self(current_ids() >> 32);
 	if (!filter_current_itself() || !filter_mntns((struct task_struct *)bpf_get_current_task()))
 		return false;
 	if (filter_containers_on && !filter_container(BPF_CORE_READ(cgroup, kn, id)))
@@ -349,11 +365,11 @@ static __always_inline bool filter_current_for(struct cgroup *cgroup)
 }
 
 /* Whether a task that is not the current one passes the filters on ids and names. */
-static __always_inline bool filter_task_itself(struct task_struct *task)
+static __noinline bool filter_task_itself(struct task_struct *task)
 {
 	__u32 pid = task_pid(task);
 
-	if (filter_self && pid == filter_self)
+	if (filter_is_self(pid))
 		return false;
 	if (filter_tree_on && !filter_tree_has(task, BPF_CORE_READ(task, tgid)))
 		return false;
@@ -375,9 +391,11 @@ static __always_inline bool filter_task_itself(struct task_struct *task)
 	return true;
 }
 
-/* The same for a task that is not the current one. */
+/* The same for all filters. */
 static __always_inline bool filter_task(struct task_struct *task)
 {
+	if (!filter_on)
+		return !filter_is_self(task_pid(task));
 	if (!filter_task_itself(task))
 		return false;
 	if (filter_containers_on && !filter_container(task_cgroup_id(task)))
@@ -393,6 +411,8 @@ static __always_inline bool filter_task(struct task_struct *task)
  */
 static __always_inline bool filter_process(struct task_struct *leader)
 {
+	if (!filter_on)
+		return !filter_is_self(task_pid(leader));
 	return filter_task_itself(leader) && filter_current_place();
 }
 

@@ -25,21 +25,55 @@ struct event_head {
 	__u32 host_tid;
 };
 
-/* Describes the current task; the program must run in the context of the task it is about. */
-static __always_inline void head_of_current(struct event_head *head)
+/*
+ * Set where the kernel itself has types. Then what is read of the current task are plain loads, of
+ * which each would otherwise be a call; since 3ca1032ab7ab "bpf: Add bpf_get_current_task_btf()
+ * helper" (5.11).
+ */
+const volatile bool typed_tasks;
+#define tasks_are_typed                                                                            \
+	(typed_tasks && bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf))
+
+static __always_inline __u32 current_ppid(void)
+{
+	if (!pidns_inode && tasks_are_typed)
+		return bpf_get_current_task_btf()->real_parent->tgid;
+	return task_ppid((struct task_struct *)bpf_get_current_task());
+}
+
+/* PF_KTHREAD and the like. */
+static __always_inline __u32 current_flags(void)
+{
+	struct task_struct *task;
+
+	if (tasks_are_typed)
+		return bpf_get_current_task_btf()->flags;
+	task = (struct task_struct *)bpf_get_current_task();
+	return BPF_CORE_READ(task, flags);
+}
+
+/* Describes the current task, but not when. */
+static __always_inline void head_without_time(struct event_head *head)
 {
 	__u64 id = current_ids();
 	__u64 host_id = pidns_inode ? bpf_get_current_pid_tgid() : 0;
 
-	head->boot_ns = bpf_ktime_get_boot_ns();
+	head->boot_ns = 0;
 	head->cgroup_id = bpf_get_current_cgroup_id();
 	head->pid = id >> 32;
 	head->tid = (__u32)id;
-	head->ppid = task_ppid((struct task_struct *)bpf_get_current_task());
+	head->ppid = current_ppid();
 	head->uid = (__u32)bpf_get_current_uid_gid();
 	current_comm(head->comm);
 	head->host_pid = host_id >> 32;
 	head->host_tid = (__u32)host_id;
+}
+
+/* Describes the current task; the program must run in the context of the task it is about. */
+static __always_inline void head_of_current(struct event_head *head)
+{
+	head_without_time(head);
+	head->boot_ns = bpf_ktime_get_boot_ns();
 }
 
 /* Whether it describes the current task. */

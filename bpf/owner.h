@@ -11,16 +11,16 @@
 
 #define PF_IO_WORKER 0x00000010
 
-static __always_inline bool is_worker(struct task_struct *task)
+static __always_inline bool is_worker(void)
 {
-	return BPF_CORE_READ(task, flags) & PF_IO_WORKER;
+	return current_flags() & PF_IO_WORKER;
 }
 
 static __always_inline bool filter_owner(void)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
-	if (is_worker(task))
+	if (is_worker())
 		return filter_task(BPF_CORE_READ(task, group_leader));
 	return filter_current();
 }
@@ -30,7 +30,7 @@ static __always_inline void head_of_owner(struct event_head *head)
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
 	head_of_current(head);
-	if (is_worker(task))
+	if (is_worker())
 		BPF_CORE_READ_STR_INTO(&head->comm, task, group_leader, comm);
 }
 

@@ -27,12 +27,8 @@ struct twin_hits {
 	__u64 second;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, TWIN_PLACES);
-	__type(key, __u32);
-	__type(value, struct twin_hits);
-} twin_hits SEC(".maps");
+/* Not in a map of its own, of which each place would have to be looked up. */
+struct twin_hits twin_hits[TWIN_PLACES];
 
 /*
  * Whether this hit of the task, process or request is still to be dealt with: when this twin has
@@ -42,11 +38,8 @@ struct {
  */
 static __always_inline bool twin_first(__u32 id, bool is_second)
 {
-	__u32 index = id % TWIN_PLACES;
-	struct twin_hits *hits = bpf_map_lookup_elem(&twin_hits, &index);
+	struct twin_hits *hits = &twin_hits[id % TWIN_PLACES];
 
-	if (!hits)
-		return !is_second;
 	if (is_second) {
 		add_atomically(&hits->second, 1);
 		return READ_ONCE(hits->second) > READ_ONCE(hits->first);

@@ -175,9 +175,13 @@ them passes the filter. It has no place on the disk, so -d with a partition leav
             if timestamp {
                 out.time_line();
             }
-            let latencies = histogram::read(&skel.maps.latencies, |key: &types::latency_key| {
-                (key.disk, key.kind)
-            })?;
+            let latencies = if self.by_disk || self.flag {
+                histogram::read(&skel.maps.latencies, |key: &types::latency_key| {
+                    (key.disk, key.kind)
+                })?
+            } else {
+                histogram::read(&skel.maps.latencies_of_all, |_: &u32| (0, 0))?
+            };
             let mut all = Histogram::default();
             for ((disk, kind), latency) in intervals.next(latencies) {
                 let disk = self.by_disk.then(|| disks.name(disk).unwrap_or("Unknown"));

@@ -2,7 +2,7 @@
 
 //! biosnoop: each block I/O with who submitted it and how long it took.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bpfscope::block;
@@ -184,7 +184,7 @@ Before 5.12 reads and writes of io_uring that a worker thread submits are the th
 
     fn run(&self, skel: &bpf::Skel<'_>, session: &mut Session<'_>) -> Result<()> {
         let mut disks = Disks::read();
-        let mut letters: HashMap<u32, String> = HashMap::new();
+        let mut letters: BTreeMap<u32, String> = BTreeMap::new();
         session.stream(&skel.maps.events, |record, out| {
             let event: &types::event = record.body()?;
             let kind = event.kind;

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use bpfscope::output::until_nul;
+use bpfscope::escape::until_nul;
 use bpfscope::prelude::*;
 use bpfscope::signals;
 use nix::unistd::SysconfVar;

@@ -404,9 +404,6 @@ that lie at the same place of a page, -F says so and ends.",
         if self.by_process() {
             open.maps.process_latencies.set_max_entries(PROCESS_HISTOGRAMS)?;
         }
-        if way.name != "fentry" {
-            open.maps.twin_hits.set_max_entries(1)?;
-        }
         Ok(())
     }
 

@@ -9,10 +9,10 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use bpfscope::cli::seconds;
+use bpfscope::escape::until_nul;
 use bpfscope::iterator;
 use bpfscope::maps;
 use bpfscope::net;
-use bpfscope::output::until_nul;
 use bpfscope::prelude::*;
 
 use libbpf_rs::IterOpts;

@@ -140,15 +140,17 @@ impl KernelBtf {
             (end <= data.len()).then_some((start, end))
         };
         let (types, strings) = (section(8)?, section(16)?);
-        let mut btf = Self { types, strings, data, places: Vec::new() };
         let mut places = Vec::with_capacity((types.1 - types.0) / 20);
         let mut at = types.0;
-        while let Some(entry) = btf.type_at(at) {
+        while at + 12 <= types.1 {
+            let end = at + 12 + bytes_behind(word(&data, at + 4)?);
+            if end > data.len() {
+                break;
+            }
             places.push(u32::try_from(at).ok()?);
-            at += 12 + entry.members.len();
+            at = end;
         }
-        btf.places = places;
-        Some(btf)
+        Some(Self { types, strings, data, places })
     }
 
     /// The offset of a name in the string section.
@@ -175,17 +177,8 @@ impl KernelBtf {
         let name = word(&self.data, at)?;
         let info = word(&self.data, at + 4)?;
         let size_or_type = word(&self.data, at + 8)?;
-        let kind = info >> 24 & 0x1f;
-        let count = (info & 0xffff) as usize;
-        let extra = match kind {
-            kind::INT | kind::VAR | kind::DECL_TAG => 4,
-            kind::ARRAY => 12,
-            kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => count * 12,
-            kind::ENUM | kind::FUNC_PROTO => count * 8,
-            _ => 0,
-        };
-        let members = self.data.get(at + 12..at + 12 + extra)?;
-        Some(Entry { name, info, kind, size_or_type, members })
+        let members = self.data.get(at + 12..at + 12 + bytes_behind(info))?;
+        Some(Entry { name, info, kind: kind_of(info), size_or_type, members })
     }
 
     /// Every type, in the order of their ids, which count from 1.
@@ -198,10 +191,33 @@ impl KernelBtf {
         self.type_at(*self.places.get((id as usize).checked_sub(1)?)? as usize)
     }
 
+    /// Every type as its id, its kind and where its name stands: for a look at all 150,000.
+    pub(crate) fn outlines(&self) -> impl Iterator<Item = (u32, u32, u32)> {
+        (1u32..).zip(&self.places).filter_map(|(id, at)| {
+            let head = self.data.get(*at as usize..)?.first_chunk::<8>()?;
+            Some((id, kind_of(word(head, 4)?), word(head, 0)?))
+        })
+    }
+
+    /// The first three bytes of the string at an offset, with zeros behind its end.
+    pub(crate) fn first_bytes(&self, offset: u32) -> [u8; 3] {
+        let at = self.strings.0 + offset as usize;
+        match self.data.get(at..).and_then(|rest| rest.first_chunk::<3>()) {
+            Some([0, ..]) | None => [0; 3],
+            Some([first, 0, _]) => [*first, 0, 0],
+            Some(bytes) => *bytes,
+        }
+    }
+
     /// The types whose names stand at one of these offsets, each with its id.
     fn named(&self, names: &[u32]) -> impl Iterator<Item = (u32, Entry<'_>)> {
-        let named = |(_, at): &(u32, &u32)| {
-            word(&self.data, **at as usize).is_some_and(|name| name != 0 && names.contains(&name))
+        // Most of the names differ from all wanted ones in the lower half of their offsets.
+        let mut lower_halves = vec![false; 1 << 16];
+        names.iter().for_each(|name| lower_halves[(name & 0xffff) as usize] = true);
+        let named = move |(_, at): &(u32, &u32)| {
+            word(&self.data, **at as usize).is_some_and(|name| {
+                lower_halves[(name & 0xffff) as usize] && name != 0 && names.contains(&name)
+            })
         };
         let places = (1u32..).zip(&self.places);
         places.filter(named).filter_map(|(id, at)| Some((id, self.type_at(*at as usize)?)))
@@ -302,6 +318,22 @@ impl KernelBtf {
                 .filter(|inner| matches!(inner.kind, kind::STRUCT | kind::UNION))
                 .is_some_and(|inner| self.has_member(&inner, member))
         })
+    }
+}
+
+fn kind_of(info: u32) -> u32 {
+    info >> 24 & 0x1f
+}
+
+/// How many bytes belong to a type with this info word, behind the three words that each has.
+fn bytes_behind(info: u32) -> usize {
+    let count = (info & 0xffff) as usize;
+    match kind_of(info) {
+        kind::INT | kind::VAR | kind::DECL_TAG => 4,
+        kind::ARRAY => 12,
+        kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => count * 12,
+        kind::ENUM | kind::FUNC_PROTO => count * 8,
+        _ => 0,
     }
 }
 

@@ -40,7 +40,7 @@ pub fn names(object: &KernelBtf) -> HashSet<Vec<u8>> {
 }
 
 /// A quick look at a name before it is searched for: most of the kernel's names differ from all
-/// wanted ones in their length or their first letter already.
+/// wanted ones in their first letters already.
 struct Sieve {
     wanted: Vec<bool>,
 }
@@ -49,18 +49,21 @@ impl Sieve {
     fn new(names: &HashSet<Vec<u8>>) -> Self {
         let mut wanted = vec![false; 1 << 16];
         for name in names {
-            wanted[Self::place(name)] = true;
+            let byte = |i: usize| name.get(i).copied().unwrap_or(0);
+            wanted[Self::place([byte(0), byte(1), byte(2)])] = true;
         }
         Self { wanted }
     }
 
-    fn place(name: &[u8]) -> usize {
-        let first = name.first().copied().unwrap_or(0);
-        name.len().min(255) << 8 | usize::from(first)
+    fn place(first: [u8; 3]) -> usize {
+        // Letters have little in their upper bits that tells them apart.
+        usize::from(first[0] & 0x3f) << 10
+            | usize::from(first[1] & 0x1f) << 5
+            | usize::from(first[2] & 0x1f)
     }
 
-    fn may_hold(&self, name: &[u8]) -> bool {
-        self.wanted[Self::place(name)]
+    fn may_hold(&self, first: [u8; 3]) -> bool {
+        self.wanted[Self::place(first)]
     }
 }
 
@@ -72,18 +75,18 @@ fn is_named_by_objects(kind: u32) -> bool {
 pub fn subset(kernel: &KernelBtf, names: &HashSet<Vec<u8>>) -> Vec<u8> {
     let sieve = Sieve::new(names);
     let mut wanted: Vec<(u32, Need)> = Vec::new();
-    // Type ids count from 1; 0 is void.
-    let mut needs = vec![Need::Nothing];
-    for (id, entry) in (1u32..).zip(kernel.types()) {
-        needs.push(Need::Nothing);
-        if !is_named_by_objects(entry.kind) {
-            continue;
-        }
-        let name = kernel.string(entry.name);
-        if sieve.may_hold(name) && names.contains(name) {
+    let mut last = 0;
+    for (id, kind, name) in kernel.outlines() {
+        last = id;
+        if is_named_by_objects(kind)
+            && sieve.may_hold(kernel.first_bytes(name))
+            && names.contains(kernel.string(name))
+        {
             wanted.push((id, Need::Whole));
         }
     }
+    // Type ids count from 1; 0 is void.
+    let mut needs = vec![Need::Nothing; last as usize + 1];
 
     while let Some((id, need)) = wanted.pop() {
         let Some(known) = needs.get_mut(id as usize) else { continue };

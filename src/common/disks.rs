@@ -2,8 +2,8 @@
 
 //! Disks and partitions: from a name to what the kernel side compares, and from a number to a name.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::Path;
 
@@ -63,7 +63,7 @@ fn number(major: u32, minor: u32) -> u32 {
 /// Names of disks by their numbers.
 #[derive(Debug)]
 pub struct Disks {
-    names: HashMap<u32, String>,
+    names: BTreeMap<u32, String>,
 }
 
 impl Disks {
@@ -98,7 +98,7 @@ impl Disks {
 }
 
 /// /proc/partitions: a header, an empty line, then major, minor, blocks and name.
-fn parse(partitions: &str) -> HashMap<u32, String> {
+fn parse(partitions: &str) -> BTreeMap<u32, String> {
     partitions
         .lines()
         .filter_map(|line| {

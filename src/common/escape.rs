@@ -23,11 +23,58 @@ fn push_hex(out: &mut Vec<u8>, byte: u8) {
     ]);
 }
 
+/// A word with this byte everywhere.
+const fn everywhere(byte: u8) -> u64 {
+    u64::from_ne_bytes([byte; 8])
+}
+
+/// The highest bit of each byte that is zero; of bytes above such a one also of those that are 1.
+const fn zero_bytes(word: u64) -> u64 {
+    word.wrapping_sub(everywhere(1)) & !word & everywhere(0x80)
+}
+
+/// Whether all of eight bytes are ASCII that is shown as it is, and none is one of these.
+fn is_plain_word<const N: usize>(bytes: [u8; 8], but: [u8; N]) -> bool {
+    let word = u64::from_ne_bytes(bytes);
+    let controls = word.wrapping_sub(everywhere(0x20)) | word;
+    let delete = zero_bytes(word ^ everywhere(0x7f));
+    let others = but.iter().fold(delete, |found, b| found | zero_bytes(word ^ everywhere(*b)));
+    (controls & everywhere(0x80)) | others == 0
+}
+
+/// Whether all bytes are ASCII that is shown as it is, and none is one of these. Nearly all text is
+/// of this kind, and there is much of it: so eight bytes at a time.
+fn is_plain<const N: usize>(bytes: &[u8], but: [u8; N]) -> bool {
+    match bytes.last_chunk::<8>() {
+        // The last eight bytes may lie across the last two words.
+        Some(last) => {
+            let mut words = bytes.chunks_exact(8).filter_map(|chunk| chunk.first_chunk::<8>());
+            words.all(|word| is_plain_word(*word, but)) && is_plain_word(*last, but)
+        }
+        None => bytes.iter().all(|b| (0x20..0x7f).contains(b) && !but.contains(b)),
+    }
+}
+
+/// The bytes before the first NUL, or all of them.
+pub fn until_nul(bytes: &[u8]) -> &[u8] {
+    let mut at = 0;
+    while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+        // The lowest one that is found is right, whatever stands above it.
+        let zeros = zero_bytes(u64::from_le_bytes(*word));
+        if zeros != 0 {
+            return &bytes[..at + zeros.trailing_zeros() as usize / 8];
+        }
+        at += 8;
+    }
+    let rest = bytes[at..].iter().position(|b| *b == 0);
+    rest.map_or(bytes, |rest| &bytes[..at + rest])
+}
+
 /// Appends `bytes` as one piece of printable text and returns how many characters that took.
 /// Control bytes, bidirectional controls and what is not UTF-8 become `\n`, `\t`, `\r` or `\xNN`;
 /// a backslash is doubled so that nothing is ambiguous.
 pub fn text(out: &mut Vec<u8>, bytes: &[u8]) -> usize {
-    if bytes.iter().all(|b| (0x20..0x7f).contains(b) && *b != b'\\') {
+    if is_plain(bytes, [b'\\']) {
         out.extend_from_slice(bytes);
         return bytes.len();
     }
@@ -66,7 +113,7 @@ pub fn printable(bytes: &[u8]) -> String {
 /// Appends `bytes` as the inside of a JSON string; what is not UTF-8 becomes U+FFFD. Returns
 /// whether `bytes` was UTF-8.
 pub fn json(out: &mut Vec<u8>, bytes: &[u8]) -> bool {
-    if bytes.iter().all(|b| (0x20..0x7f).contains(b) && *b != b'\\' && *b != b'"') {
+    if is_plain(bytes, [b'\\', b'"']) {
         out.extend_from_slice(bytes);
         return true;
     }

@@ -69,6 +69,8 @@ pub fn configure(open: &mut OpenObject, common: &Common) -> Result<Vec<MapHandle
     }
     set_constant(open, "filter_count", &bytes(counts, u32::to_ne_bytes))?;
     set_constant(open, "filter_one", &bytes(ones, u32::to_ne_bytes))?;
+    let any = common.filters_tasks() || filters_tree(common);
+    set_constant(open, "filter_on", &[u8::from(any)])?;
     if !common.include_self {
         set_constant(open, "filter_self", &std::process::id().to_ne_bytes())?;
     }
@@ -89,6 +91,9 @@ pub fn configure(open: &mut OpenObject, common: &Common) -> Result<Vec<MapHandle
     set_constant(open, "filter_cgroup_id", &bytes(ids, u64::to_ne_bytes))?;
     set_constant(open, "filter_cgroup_level", &bytes(levels, u32::to_ne_bytes))?;
 
+    // Types from a file (--btf) tell where things are, but the verifier does not know them.
+    let typed = Path::new("/sys/kernel/btf/vmlinux").exists();
+    set_constant(open, "typed_tasks", &[u8::from(typed)])?;
     if let Some(inode) = pidns::own() {
         set_constant(open, "pidns_inode", &inode.to_ne_bytes())?;
     }

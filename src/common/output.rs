@@ -20,6 +20,7 @@ use crate::container::Identity;
 use crate::container::Runtime;
 use crate::error::usage;
 use crate::escape;
+use crate::escape::until_nul;
 use crate::histogram::Histogram;
 use crate::histogram::Unit;
 use crate::record::Class;
@@ -35,6 +36,7 @@ use crate::table::TableChoice;
 use crate::terminal::Screen;
 use crate::time::Clock;
 use crate::time::TimeFormat;
+use crate::value::Format;
 use crate::value::Frame;
 use crate::value::Type;
 use crate::value::Value;
@@ -150,11 +152,81 @@ pub struct Choice {
 struct Plan {
     kind: Kind,
     /// Text columns that are shown.
-    columns: Vec<(Source, Column)>,
+    columns: Vec<ShownColumn>,
     /// JSON and CSV fields that are shown.
-    fields: Vec<(Source, &'static str, Type)>,
+    fields: Vec<ShownField>,
     /// What must hold of a record that is shown; `None` when it never can.
     tests: Option<Vec<Test>>,
+}
+
+/// A column with where its value comes from.
+struct ShownColumn {
+    source: Source,
+    column: Column,
+    /// Which of the values [`Column::port`] is.
+    port: Option<usize>,
+}
+
+impl ShownColumn {
+    /// Appends the value, of all `values` of the record, and returns its width.
+    ///
+    /// In place, as are the others that each cell of each line goes through: of what a line costs,
+    /// calls were a large part.
+    #[inline(always)]
+    fn cell(
+        &self,
+        out: &mut Vec<u8>,
+        value: &Value<'_>,
+        values: &[Value<'_>],
+        color: bool,
+    ) -> usize {
+        let red = color && matches!(value, Value::Errno(n) if *n != 0);
+        if red {
+            out.extend_from_slice(RED);
+        }
+        let width = match (self.port, value, self.column.format) {
+            (Some(port), ..) => value.with_port(out, &values[port], self.column.null),
+            // Most are one of these.
+            (_, Value::Bytes(bytes), _) => escape::text(out, bytes),
+            (_, Value::Str(text), _) if text.is_ascii() => {
+                out.extend_from_slice(text.as_bytes());
+                text.len()
+            }
+            (_, Value::Uint(n), Format::Plain) => {
+                let start = out.len();
+                push_uint(out, *n);
+                out.len() - start
+            }
+            (.., format) => value.text(out, format, self.column.null),
+        };
+        if red {
+            out.extend_from_slice(NORMAL);
+        }
+        width
+    }
+}
+
+impl ShownColumn {
+    /// The same, for those that are seldom most of a line.
+    #[inline(never)]
+    fn process_cell(
+        &self,
+        out: &mut Vec<u8>,
+        value: &Value<'_>,
+        values: &[Value<'_>],
+        color: bool,
+    ) -> usize {
+        self.cell(out, value, values, color)
+    }
+}
+
+/// A field with where its value comes from.
+struct ShownField {
+    source: Source,
+    name: &'static str,
+    ty: Type,
+    /// What stands before the value in JSON: a comma, the name, a colon.
+    json_key: Vec<u8>,
 }
 
 impl Plan {
@@ -233,13 +305,20 @@ impl Plan {
         }
 
         let source = |name: &str| kind.source(name).context("a column of no field");
-        let columns =
-            columns.into_iter().map(|c| Ok((source(c.field)?, c))).collect::<Result<_>>()?;
+        let columns = columns
+            .into_iter()
+            .map(|column| {
+                let port = column.port.and_then(|port| kind.index(port));
+                Ok(ShownColumn { source: source(column.field)?, column, port })
+            })
+            .collect::<Result<_>>()?;
         let fields = shown
             .into_iter()
             .map(|name| {
                 let ty = all.iter().find(|(_, field)| field.name == name).map(|(_, f)| f.ty);
-                Ok((source(name)?, name, ty.unwrap_or(Type::String)))
+                let ty = ty.unwrap_or(Type::String);
+                let json_key = format!(",\"{name}\":").into_bytes();
+                Ok(ShownField { source: source(name)?, name, ty, json_key })
             })
             .collect::<Result<_>>()?;
         Ok(Self { kind: kind.clone(), columns, fields, tests: Some(Vec::new()) })
@@ -370,8 +449,8 @@ impl Output {
                     source => named(source),
                 };
                 let shown = match self.form {
-                    Form::Columns => plan.columns.iter().any(|(source, _)| named(source)),
-                    Form::Json | Form::Csv => plan.fields.iter().any(|(source, ..)| named(source)),
+                    Form::Columns => plan.columns.iter().any(|shown| named(&shown.source)),
+                    Form::Json | Form::Csv => plan.fields.iter().any(|field| named(&field.source)),
                 };
                 shown || plan.tests.iter().flatten().any(|test| named(&test.source))
             })
@@ -385,7 +464,7 @@ impl Output {
 
     /// The JSON fields of a kind that are shown.
     pub(crate) fn shown_fields(&self, kind: usize) -> impl Iterator<Item = &'static str> {
-        self.plans[kind].fields.iter().map(|(_, name, _)| *name)
+        self.plans[kind].fields.iter().map(|field| field.name)
     }
 
     /// The form of stdout.
@@ -462,12 +541,11 @@ impl Output {
                 if self.color {
                     self.buffer.extend_from_slice(BOLD);
                 }
-                for (i, (_, column)) in plan.columns.iter().enumerate() {
+                for (i, ShownColumn { column, .. }) in plan.columns.iter().enumerate() {
                     let last = i + 1 == plan.columns.len();
-                    pad(&mut self.buffer, column, last, |out| {
-                        out.extend_from_slice(column.header.as_bytes());
-                        column.header.len()
-                    });
+                    let start = self.buffer.len();
+                    self.buffer.extend_from_slice(column.header.as_bytes());
+                    pad(&mut self.buffer, start, column.header.len(), column, last);
                 }
                 if self.color {
                     self.buffer.extend_from_slice(NORMAL);
@@ -476,7 +554,7 @@ impl Output {
             }
             Form::Csv => {
                 let mut names: Vec<String> = Vec::new();
-                for (_, name, ty) in &plan.fields {
+                for ShownField { name, ty, .. } in &plan.fields {
                     names.push((*name).to_string());
                     if ty.has_raw() {
                         names.push(format!("{name}_raw"));
@@ -547,7 +625,7 @@ impl Output {
     /// Makes the columns of a field at least this wide from now on. For tables whose columns are too
     /// seldom wide to be so always, before the first row that needs it.
     pub fn widen(&mut self, kind: usize, field: &str, width: usize) {
-        let columns = self.plans[kind].columns.iter_mut().map(|(_, column)| column);
+        let columns = self.plans[kind].columns.iter_mut().map(|shown| &mut shown.column);
         for column in columns.filter(|column| column.field == field) {
             column.width = column.width.max(width);
         }
@@ -617,34 +695,29 @@ impl Output {
         );
         match self.form {
             Form::Columns => {
-                for (i, (source, column)) in plan.columns.iter().enumerate() {
-                    let last = i + 1 == plan.columns.len();
-                    pad(&mut self.buffer, column, last, |out| {
-                        if let (Source::Time, Some((format, decimals)), Some(boot_ns)) =
-                            (source, column.time, boot_ns)
-                        {
-                            let start = out.len();
-                            self.clock.push(out, boot_ns, format, decimals);
-                            return out.len() - start;
+                let out = &mut self.buffer;
+                let color = self.color;
+                let mut columns = plan.columns.iter();
+                while let Some(shown) = columns.next() {
+                    let start = out.len();
+                    let width = match (shown.source, shown.column.time, boot_ns) {
+                        // Most are of this kind, and there are many.
+                        (Source::Field(index), ..) => {
+                            shown.cell(out, &values[index], values, color)
                         }
-                        with_value(*source, boot_ns, who, values, &mut self.cgroups, |value| {
-                            let red = self.color && matches!(value, Value::Errno(n) if *n != 0);
-                            if red {
-                                out.extend_from_slice(RED);
-                            }
-                            let port = column.port.and_then(|port| plan.kind.index(port));
-                            let width = match port.map(|port| &values[port]) {
-                                Some(port) => value.with_port(out, port, column.null),
-                                None => value.text(out, column.format, column.null),
-                            };
-                            if red {
-                                out.extend_from_slice(NORMAL);
-                            }
-                            width
-                        })
-                    });
+                        (Source::Time, Some((format, decimals)), Some(boot_ns)) => {
+                            self.clock.push(out, boot_ns, format, decimals);
+                            out.len() - start
+                        }
+                        (source, ..) => {
+                            with_value(source, boot_ns, who, values, &mut self.cgroups, |value| {
+                                shown.process_cell(out, value, values, color)
+                            })
+                        }
+                    };
+                    pad(out, start, width, &shown.column, columns.len() == 0);
                 }
-                self.buffer.push(b'\n');
+                out.push(b'\n');
             }
             Form::Json => {
                 let out = &mut self.buffer;
@@ -661,7 +734,7 @@ impl Output {
                     out.extend_from_slice(b",\"report\":");
                     push_uint(out, self.report);
                 }
-                for (source, name, ty) in &plan.fields {
+                for ShownField { source, name, ty, json_key } in &plan.fields {
                     if let (Source::Time, Some(boot_ns)) = (source, boot_ns) {
                         out.extend_from_slice(b",\"ts\":\"");
                         self.clock.push_iso(out, boot_ns);
@@ -669,13 +742,14 @@ impl Output {
                         continue;
                     }
                     with_value(*source, boot_ns, who, values, &mut self.cgroups, |value| {
-                        value.json(out, name, *ty);
+                        out.extend_from_slice(json_key);
+                        value.json_after_key(out, name, *ty);
                     });
                 }
                 out.extend_from_slice(b"}\n");
             }
             Form::Csv => {
-                for (i, (source, _, ty)) in plan.fields.iter().enumerate() {
+                for (i, ShownField { source, ty, .. }) in plan.fields.iter().enumerate() {
                     if i > 0 {
                         self.buffer.push(b',');
                     }
@@ -749,7 +823,7 @@ impl Output {
             }
             Form::Csv => {
                 for (ge, lt, count) in histogram.buckets(unit.scale) {
-                    for (source, _, ty) in &plan.fields {
+                    for ShownField { source, ty, .. } in &plan.fields {
                         if *source == Source::Time {
                             self.clock.push_iso(&mut self.buffer, now);
                         } else {
@@ -1067,25 +1141,32 @@ fn text(text: Option<&str>) -> Value<'_> {
     text.map_or(Value::Null, |text| Value::Bytes(text.as_bytes()))
 }
 
-/// The bytes before the first NUL, or all of them.
-pub fn until_nul(bytes: &[u8]) -> &[u8] {
-    bytes.split(|b| *b == 0).next().unwrap_or(bytes)
+fn push_spaces(out: &mut Vec<u8>, count: usize) {
+    let end = out.len() + count;
+    // More than are needed, but each time in one piece.
+    while out.len() < end {
+        out.extend_from_slice(&[b' '; 16]);
+    }
+    out.truncate(end);
 }
 
-/// Adds one cell with its padding and the space before the next column.
-fn pad(out: &mut Vec<u8>, column: &Column, last: bool, cell: impl FnOnce(&mut Vec<u8>) -> usize) {
-    let start = out.len();
-    let width = cell(out);
+/// Adds the padding of a cell, which begins at `start` and is so wide, and the space before the
+/// next column.
+#[inline(always)]
+fn pad(out: &mut Vec<u8>, start: usize, width: usize, column: &Column, last: bool) {
     let missing = column.width.saturating_sub(width);
-    if column.right {
-        let text = out.split_off(start);
-        out.resize(start + missing, b' ');
-        out.extend_from_slice(&text);
-    } else if !last {
-        out.resize(out.len() + missing, b' ');
-    }
-    if !last {
-        out.push(b' ');
+    let end = out.len();
+    match (column.right, last) {
+        (false, true) => {}
+        (false, false) => push_spaces(out, missing + 1),
+        (true, _) => {
+            push_spaces(out, missing + usize::from(!last));
+            if missing > 0 {
+                out.copy_within(start..end, start + missing);
+                let (first, rest) = (start, end.min(start + missing));
+                out[first..rest].fill(b' ');
+            }
+        }
     }
 }
 

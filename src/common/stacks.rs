@@ -16,9 +16,9 @@ use anyhow::ensure;
 use clap::ValueEnum;
 use libbpf_rs::OpenObject;
 
+use crate::escape::until_nul;
 use crate::globals::set_constant;
 use crate::output::complain;
-use crate::output::until_nul;
 use crate::record::Kind;
 use crate::session::Event;
 use crate::shared::StackId;

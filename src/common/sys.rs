@@ -42,7 +42,7 @@ use nix::unistd::ForkResult;
 use nix::unistd::Uid;
 use nix::unistd::pipe2;
 
-use crate::output::until_nul;
+use crate::escape::until_nul;
 use crate::privileges;
 
 /// The first signal that asked the tool to end; 0 = none.

@@ -12,6 +12,7 @@ use libbpf_rs::MapCore;
 use libbpf_rs::OpenObject;
 
 use crate::escape;
+use crate::escape::until_nul;
 use crate::globals::set_constant;
 use crate::histogram;
 use crate::histogram::Histogram;
@@ -19,7 +20,6 @@ use crate::histogram::Intervals;
 use crate::histogram::Unit;
 use crate::maps;
 use crate::output::Output;
-use crate::output::until_nul;
 use crate::record::Kind;
 use crate::shared::TimesBy;
 use crate::swapped::Swapped;

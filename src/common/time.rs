@@ -12,6 +12,10 @@ use jiff::tz::TimeZone;
 use nix::time::ClockId;
 use nix::time::clock_gettime;
 
+use crate::value::push_fraction_of_second;
+use crate::value::push_int;
+use crate::value::push_uint;
+
 /// How a column shows the time of an event; `--time-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeFormat {
@@ -147,6 +151,11 @@ impl Clock {
 
     fn wall(&self, boot_ns: u64) -> (i64, u32) {
         let ns = i128::from(boot_ns) + self.offset;
+        // Always, until 2554; and much quicker.
+        if let Ok(ns) = u64::try_from(ns) {
+            let seconds = i64::try_from(ns / SECOND).unwrap_or(0);
+            return (seconds, u32::try_from(ns % SECOND).unwrap_or(0));
+        }
         let second = i128::from(SECOND);
         let seconds = i64::try_from(ns.div_euclid(second)).unwrap_or(0);
         (seconds, u32::try_from(ns.rem_euclid(second)).unwrap_or(0))
@@ -182,35 +191,35 @@ impl Clock {
         let (seconds, ns) = self.wall(boot_ns);
         self.cache(seconds);
         out.extend_from_slice(self.local.as_bytes());
-        push_fraction(out, u64::from(ns), 9);
+        push_fraction_of_second(out, u64::from(ns), 9);
         out.extend_from_slice(self.zone_text.as_bytes());
     }
 
     /// Appends the time in `format`, with `decimals` digits of a second where it has any.
     pub fn push(&mut self, out: &mut Vec<u8>, boot_ns: u64, format: TimeFormat, decimals: usize) {
         let since = |out: &mut Vec<u8>, ns: u64| {
-            crate::value::push_uint(out, ns / SECOND);
-            push_fraction(out, ns % SECOND, decimals);
+            push_uint(out, ns / SECOND);
+            push_fraction_of_second(out, ns % SECOND, decimals);
         };
         match format {
             TimeFormat::Wall => {
                 let (seconds, ns) = self.wall(boot_ns);
                 self.cache(seconds);
                 out.extend_from_slice(self.local.get(11..).unwrap_or("").as_bytes());
-                push_fraction(out, u64::from(ns), decimals);
+                push_fraction_of_second(out, u64::from(ns), decimals);
             }
             TimeFormat::Utc => {
                 let (seconds, ns) = self.wall(boot_ns);
                 let of_day = seconds.rem_euclid(86_400);
                 let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
                 out.extend_from_slice(format!("{hour:02}:{minute:02}:{second:02}").as_bytes());
-                push_fraction(out, u64::from(ns), decimals);
+                push_fraction_of_second(out, u64::from(ns), decimals);
             }
             TimeFormat::Iso => self.push_iso(out, boot_ns),
             TimeFormat::Epoch => {
                 let (seconds, ns) = self.wall(boot_ns);
-                crate::value::push_int(out, seconds);
-                push_fraction(out, u64::from(ns), 9);
+                push_int(out, seconds);
+                push_fraction_of_second(out, u64::from(ns), 9);
             }
             TimeFormat::SinceStart => since(out, boot_ns.saturating_sub(self.start)),
             TimeFormat::SinceFirst => {
@@ -219,20 +228,6 @@ impl Clock {
             }
             TimeFormat::Boot => since(out, boot_ns),
         }
-    }
-}
-
-fn push_fraction(out: &mut Vec<u8>, ns: u64, decimals: usize) {
-    if decimals == 0 {
-        return;
-    }
-    out.push(b'.');
-    let mut unit = SECOND / 10;
-    let mut rest = ns;
-    for _ in 0..decimals.min(9) {
-        out.push(b'0' + u8::try_from(rest / unit).unwrap_or(9));
-        rest %= unit;
-        unit = (unit / 10).max(1);
     }
 }
 

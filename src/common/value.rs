@@ -210,7 +210,16 @@ fn push_flags(out: &mut Vec<u8>, table: &[Flag], bits: u64) {
         if out.len() > start {
             out.push(b'|');
         }
-        out.extend_from_slice(format!("0x{rest:x}").as_bytes());
+        push_hex(out, rest);
+    }
+}
+
+/// Appends a number with 0x.
+fn push_hex(out: &mut Vec<u8>, n: u64) {
+    match n {
+        // Nearly always, of flags.
+        0 => out.extend_from_slice(b"0x0"),
+        _ => out.extend_from_slice(format!("0x{n:x}").as_bytes()),
     }
 }
 
@@ -219,29 +228,37 @@ pub(crate) fn push_millis(out: &mut Vec<u8>, ns: u64, decimals: usize) {
     push_time(out, ns, 6, decimals);
 }
 
+/// 10 to the power of the index.
+const POWERS_OF_TEN: [u64; 10] =
+    [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000];
+
 /// Appends units of `10^power` nanoseconds with `decimals`, at most that many, rounded.
 fn push_time(out: &mut Vec<u8>, ns: u64, power: usize, decimals: usize) {
     let decimals = decimals.min(power);
-    let ten_to = |power: usize| 10u64.pow(u32::try_from(power).unwrap_or(0));
-    let (unit, whole) = (ten_to(power - decimals), ten_to(decimals));
+    let (unit, whole) = (POWERS_OF_TEN[power - decimals], POWERS_OF_TEN[decimals]);
     let scaled = ns.saturating_add(unit / 2) / unit;
     push_uint(out, scaled / whole);
     push_fraction(out, scaled % whole, decimals);
 }
 
+/// Appends the decimals of a second of which so many nanoseconds have passed, cut off.
+pub(crate) fn push_fraction_of_second(out: &mut Vec<u8>, ns: u64, decimals: usize) {
+    let decimals = decimals.min(9);
+    push_fraction(out, ns / POWERS_OF_TEN[9 - decimals], decimals);
+}
+
 /// Appends a point and so many decimals of a number that stands behind it; nothing for no decimals.
 fn push_fraction(out: &mut Vec<u8>, mut fraction: u64, decimals: usize) {
-    if decimals == 0 {
+    let mut text = *b".00000000000000000000";
+    let Some(digits) = text.get_mut(1..=decimals).filter(|digits| !digits.is_empty()) else {
         return;
-    }
-    out.push(b'.');
-    let start = out.len();
-    for _ in 0..decimals {
+    };
+    for digit in digits.iter_mut().rev() {
         // A digit.
-        out.push(b'0' + (fraction % 10) as u8);
+        *digit += (fraction % 10) as u8;
         fraction /= 10;
     }
-    out[start..].reverse();
+    out.extend_from_slice(&text[..=decimals]);
 }
 
 /// Appends KiB with `decimals` from bytes, rounded to the nearest, and of two to the even one.
@@ -308,7 +325,7 @@ impl Value<'_> {
             },
             Value::Uint(n) | Value::Id(n) => match format {
                 Format::Octal(width) => out.extend_from_slice(format!("{n:0width$o}").as_bytes()),
-                Format::Hex => out.extend_from_slice(format!("0x{n:x}").as_bytes()),
+                Format::Hex => push_hex(out, n),
                 Format::Seconds(decimals) => push_time(out, n, 9, decimals),
                 Format::Millis(decimals) => push_millis(out, n, decimals),
                 Format::Micros(decimals) => push_time(out, n, 3, decimals),
@@ -323,7 +340,7 @@ impl Value<'_> {
             },
             Value::Str(text) => {
                 out.extend_from_slice(text.as_bytes());
-                return text.chars().count();
+                return if text.is_ascii() { text.len() } else { text.chars().count() };
             }
             Value::Bytes(bytes) => return escape::text(out, bytes),
             Value::Cut(bytes) => {
@@ -363,6 +380,11 @@ impl Value<'_> {
     /// Appends `,"name":value` and what stands beside it (`name_raw`, `name_cut`, `name_b64`).
     pub fn json(&self, out: &mut Vec<u8>, name: &str, ty: Type) {
         key(out, name, "");
+        self.json_after_key(out, name, ty);
+    }
+
+    /// The same where `,"name":` is there already.
+    pub(crate) fn json_after_key(&self, out: &mut Vec<u8>, name: &str, ty: Type) {
         match *self {
             Value::Null => out.extend_from_slice(b"null"),
             Value::Bool(yes) => out.extend_from_slice(if yes { b"true" } else { b"false" }),

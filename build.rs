@@ -169,9 +169,12 @@ impl Compiler {
         if !self.line_info {
             line_info::thin(&mut bytes).context("its line information")?;
         }
+        let calls = calls::optional(&bytes).context("its calls")?;
         let size = u32::try_from(bytes.len())?;
+        let count = u32::try_from(calls.len())?;
+        bytes.extend(calls.iter().flatten().flat_map(|word| word.to_le_bytes()));
         let deflated = miniz_oxide::deflate::compress_to_vec(&bytes, 9);
-        fs::write(packed, [&size.to_le_bytes()[..], &deflated].concat())?;
+        fs::write(packed, [&size.to_le_bytes()[..], &count.to_le_bytes(), &deflated].concat())?;
 
         let text = fs::read_to_string(skeleton)?;
         let (before, rest) = text.split_once("static DATA: [u8;").context("no DATA")?;
@@ -389,5 +392,106 @@ mod line_info {
         }
         ensure!(at == end, "the types do not end where they should");
         Ok(names)
+    }
+}
+
+/// Finds the calls of functions that are there for an option, so that they can be left out when the
+/// option is not given (`src/common/packed.rs`): the verifier does not enter a function that cannot
+/// be reached, but newer kernels (seen on 7.2) take time for whatever is loaded.
+mod calls {
+    use std::collections::HashMap;
+
+    use anyhow::Context as _;
+    use anyhow::Result;
+    use object::LittleEndian as Le;
+    use object::elf;
+    use object::read::elf::FileHeader as _;
+    use object::read::elf::Rel as _;
+    use object::read::elf::SectionHeader as _;
+    use object::read::elf::Sym as _;
+
+    /// `R_BPF_64_32` of LLVM: the call of a function in another section.
+    const R_BPF_64_32: elf::RelocationType = elf::RelocationType(10);
+    /// `BPF_JMP | BPF_CALL`, with `BPF_PSEUDO_CALL` as the source register.
+    const CALL: [u8; 2] = [0x85, 0x10];
+    const INSTRUCTION: usize = 8;
+
+    /// What a function belongs to, by the beginning of its name: `Optional` of `src/common/packed.rs`.
+    fn group(name: &[u8]) -> Option<u32> {
+        [(&b"filter_"[..], 1), (b"pidns_", 2)]
+            .into_iter()
+            .find_map(|(start, group)| name.starts_with(start).then_some(group))
+    }
+
+    /// A call: its function's group; where its instruction is; where its relocation is, and the
+    /// header of the section of that, or zeros where it needs none. All as offsets in the object,
+    /// the last relocation first.
+    pub fn optional(object: &[u8]) -> Result<Vec<[u32; 4]>> {
+        let header = elf::FileHeader64::<Le>::parse(object)?;
+        let sections = header.sections(Le, object)?;
+        let symbols = sections.symbols(Le, object, elf::SHT_SYMTAB)?;
+        let Some((text, text_header)) = sections.section_by_name(Le, b".text") else {
+            return Ok(Vec::new());
+        };
+        let mut functions = HashMap::new();
+        for (index, symbol) in symbols.enumerate() {
+            if symbol.st_type() == elf::STT_FUNC
+                && symbols.symbol_section(Le, symbol, index)? == Some(text)
+                && let Some(group) = group(symbols.symbol_name(Le, symbol)?)
+            {
+                functions.insert(symbol.st_value(Le), group);
+            }
+        }
+        let target = |instruction: &[u8], from: u64| -> Result<u64> {
+            let number = i32::from_le_bytes(instruction[4..8].try_into()?);
+            let bytes = (i64::from(number) + 1) * i64::try_from(INSTRUCTION)?;
+            from.checked_add_signed(bytes).context("a call to nowhere")
+        };
+        let at = |section: &elf::SectionHeader64<Le>, offset: u64| -> Result<usize> {
+            Ok(usize::try_from(section.sh_offset(Le) + offset)?)
+        };
+
+        let mut calls = Vec::new();
+        for (index, section) in sections.iter().enumerate() {
+            let Some((relocations, _)) = section.rel(Le, object)? else { continue };
+            let code = sections.section(section.info_link(Le))?;
+            let place = header.e_shoff.get(Le) + (index * size_of_val(section)) as u64;
+            for (number, relocation) in relocations.iter().enumerate() {
+                if relocation.r_type(Le) != R_BPF_64_32 {
+                    continue;
+                }
+                let symbol = relocation.symbol(Le).context("a call of nothing")?;
+                let symbol_value = symbols.symbol(symbol)?.st_value(Le);
+                let instruction = at(code, relocation.r_offset(Le))?;
+                let called = target(&object[instruction..][..INSTRUCTION], symbol_value)?;
+                if let Some(group) = functions.get(&called) {
+                    let entry = at(section, (number * size_of_val(relocation)) as u64)?;
+                    calls.push([
+                        *group,
+                        u32::try_from(instruction)?,
+                        u32::try_from(entry)?,
+                        u32::try_from(place)?,
+                    ]);
+                }
+            }
+        }
+        // Within .text they are relative, and there is no relocation: in a call with one the number
+        // is that of a function.
+        let with_one: Vec<u32> = calls.iter().map(|call| call[1]).collect();
+        let code = text_header.data(Le, object)?;
+        for (number, instruction) in code.chunks_exact(INSTRUCTION).enumerate() {
+            if instruction[..2] != CALL {
+                continue;
+            }
+            let offset = (number * INSTRUCTION) as u64;
+            let place = u32::try_from(at(text_header, offset)?)?;
+            if let Some(group) = functions.get(&target(instruction, offset)?)
+                && !with_one.contains(&place)
+            {
+                calls.push([*group, place, 0, 0]);
+            }
+        }
+        calls.sort_by_key(|call| std::cmp::Reverse(call[2]));
+        Ok(calls)
     }
 }

@@ -2,8 +2,8 @@
 /*
  * Processes and threads that end: when, why, how old, and what they have used.
  *
- * Ways: btf, rawtp. Both have the same tracepoint, which runs in the task that ends; with the typed
- * one the task is read directly.
+ * Ways: btf, rawtp. Both have the same tracepoint, which runs in the task that ends. With the typed
+ * one the task is read directly, and threads are gone through by bpf_loop().
  *
  * A process has ended when its last thread has, and that need not be the first one.
  */
@@ -74,51 +74,6 @@ static __always_inline struct task_struct *listed_task(struct list_head *at)
 	return (void *)at - bpf_core_field_offset(struct task_struct, thread_node);
 }
 
-/*
- * Whether all threads that are still listed have come as far as the current one: their memory has
- * been taken from them, right before the tracepoint, and their exit codes stand. One that has not
- * comes here later.
- */
-static __noinline bool others_have_ended(struct signal_struct *signal)
-{
-	unsigned long head = (unsigned long)&signal->thread_head;
-	struct list_head *at = BPF_CORE_READ(signal, thread_head.next);
-
-	for (int i = 0; i < LEFT_THREADS && (unsigned long)at != head; i++) {
-		if (BPF_CORE_READ(listed_task(at), mm))
-			return false;
-		if (bpf_core_read(&at, sizeof(at), &at->next))
-			break;
-	}
-	return true;
-}
-
-/*
- * Whether the current thread is the last of its process. Where the tracepoint does not say it: the
- * threads that live are counted down before, so of several that end at the same time none knows
- * who came last. Who finds all of them here speaks for them, unless another one has.
- */
-static __always_inline bool is_last(__u64 *ctx, struct task_struct *leader,
-				    struct signal_struct *signal, bool typed)
-{
-	if (bpf_core_type_exists(btf_trace_sched_process_exit___dead))
-		return (__u8)ctx[1];
-	if (task_read(typed, signal, live.counter))
-		return false;
-	struct process_key key = {
-		.leader = (__u64)leader,
-		.start_boot_ns = task_read(typed, leader, start_boottime),
-	};
-	__u8 one = 1;
-
-	/* Nobody else is there any more who could say it. */
-	if (task_read(typed, signal, nr_threads) == 1)
-		return !bpf_map_lookup_elem(&ended, &key);
-	if (!others_have_ended(signal))
-		return false;
-	return map_insert(&ended, &key, &one, BPF_NOEXIST) == 0;
-}
-
 static __always_inline void add_thread(struct usage *usage, struct task_struct *task, bool typed)
 {
 	usage->cpu_ns += task_read(typed, task, se.sum_exec_runtime);
@@ -158,25 +113,147 @@ static __always_inline __u32 stats_sequence(struct signal_struct *signal)
 	return BPF_CORE_READ(signal, stats_lock.seqcount.seqcount.sequence);
 }
 
+/* A walk along the threads of a process that are still listed. */
+struct walk {
+	struct usage sum;
+	struct list_head *at;
+	unsigned long head;
+	/* One could not be read. */
+	bool broken;
+	/* One has not come as far as the current one. */
+	bool living;
+};
+
+static __always_inline void walk_begins(struct walk *walk, struct signal_struct *signal)
+{
+	walk->at = BPF_CORE_READ(signal, thread_head.next);
+	walk->head = (unsigned long)&signal->thread_head;
+}
+
+static __always_inline bool walk_is_over(const struct walk *walk)
+{
+	return (unsigned long)walk->at == walk->head;
+}
+
+static __always_inline void walk_goes_on(struct walk *walk)
+{
+	struct list_head *at = walk->at;
+
+	if (bpf_core_read(&walk->at, sizeof(walk->at), &at->next))
+		walk->broken = true;
+}
+
+/* Steps, as bpf_loop() asks for them; 1 = no further. */
+static long step_adds(__u32 number, struct walk *walk)
+{
+	if (walk_is_over(walk))
+		return 1;
+	add_thread(&walk->sum, listed_task(walk->at), false);
+	walk_goes_on(walk);
+	return walk->broken;
+}
+
+static long step_looks(__u32 number, struct walk *walk)
+{
+	if (walk_is_over(walk))
+		return 1;
+	if (BPF_CORE_READ(listed_task(walk->at), mm))
+		walk->living = true;
+	else
+		walk_goes_on(walk);
+	return walk->living || walk->broken;
+}
+
+/*
+ * With the helper, which is there since e6f2dd0f8067 "bpf: Add bpf_loop helper" (5.17), the
+ * verifier looks at a step once. Through a loop it goes as often as the loop can run.
+ */
+#define WALK(with_helper, walk, step)                                                              \
+	do {                                                                                       \
+		if (with_helper) {                                                                 \
+			bpf_loop(LEFT_THREADS, step, walk, 0);                                     \
+			break;                                                                     \
+		}                                                                                  \
+		for (int i = 0; i < LEFT_THREADS && !step(i, walk); i++)                           \
+			;                                                                          \
+	} while (0)
+
+/*
+ * Whether all threads that are still listed have come as far as the current one: their memory has
+ * been taken from them, right before the tracepoint, and their exit codes stand. One that has not
+ * comes here later.
+ */
+static __always_inline bool others_have_ended(struct signal_struct *signal, bool with_helper)
+{
+	struct walk walk = {};
+
+	walk_begins(&walk, signal);
+	WALK(with_helper, &walk, step_looks);
+	return !walk.living;
+}
+
 /*
  * All threads of a process that has had several. One that is collected at this moment changes from
  * the one sum to the other, under a lock whose counter tells; false if that happened.
  */
-static __noinline bool add_process(struct usage *usage, struct signal_struct *signal)
+static __always_inline bool add_process(struct usage *usage, struct signal_struct *signal,
+					bool with_helper)
 {
 	__u32 sequence = stats_sequence(signal);
-	struct usage sum = {};
-	unsigned long head = (unsigned long)&signal->thread_head;
-	struct list_head *at = BPF_CORE_READ(signal, thread_head.next);
+	struct walk walk = {};
 
-	add_gone(&sum, signal, false);
-	for (int i = 0; i < LEFT_THREADS && (unsigned long)at != head; i++) {
-		add_thread(&sum, listed_task(at), false);
-		if (bpf_core_read(&at, sizeof(at), &at->next))
-			return false;
+	add_gone(&walk.sum, signal, false);
+	walk_begins(&walk, signal);
+	WALK(with_helper, &walk, step_adds);
+	*usage = walk.sum;
+	return walk_is_over(&walk) && !(sequence & 1) && stats_sequence(signal) == sequence;
+}
+
+/* Each way has its own. */
+#define WALKS(way, with_helper)                                                                    \
+	static __noinline bool others_have_ended__##way(struct signal_struct *signal)              \
+	{                                                                                          \
+		return others_have_ended(signal, with_helper);                                     \
+	}                                                                                          \
+	static __noinline bool add_process__##way(struct usage *usage,                             \
+						  struct signal_struct *signal)                    \
+	{                                                                                          \
+		return add_process(usage, signal, with_helper);                                    \
 	}
-	*usage = sum;
-	return (unsigned long)at == head && !(sequence & 1) && stats_sequence(signal) == sequence;
+
+WALKS(btf, true)
+WALKS(rawtp, false)
+
+/*
+ * Whether the current thread is the last of its process. Where the tracepoint does not say it: the
+ * threads that live are counted down before, so of several that end at the same time none knows
+ * who came last. Who finds all of them here speaks for them, unless another one has.
+ */
+static __always_inline bool is_last(__u64 *ctx, struct task_struct *leader,
+				    struct signal_struct *signal, bool typed)
+{
+	if (bpf_core_type_exists(btf_trace_sched_process_exit___dead))
+		return (__u8)ctx[1];
+	if (task_read(typed, signal, live.counter))
+		return false;
+	struct process_key key = {
+		.leader = (__u64)leader,
+		.start_boot_ns = task_read(typed, leader, start_boottime),
+	};
+	__u8 one = 1;
+
+	/* Nobody else is there any more who could say it. */
+	if (task_read(typed, signal, nr_threads) == 1)
+		return !bpf_map_lookup_elem(&ended, &key);
+	if (!(typed ? others_have_ended__btf(signal) : others_have_ended__rawtp(signal)))
+		return false;
+	return map_insert(&ended, &key, &one, BPF_NOEXIST) == 0;
+}
+
+static __always_inline bool process_added(struct usage *usage, struct signal_struct *signal,
+					  bool typed)
+{
+	return typed ? add_process__btf(usage, signal) : add_process__rawtp(usage, signal);
 }
 
 static __always_inline int exited(__u64 *ctx, bool typed, bool is_twin)
@@ -231,8 +308,8 @@ static __always_inline int exited(__u64 *ctx, bool typed, bool is_twin)
 		if (task_read(typed, signal, nr_threads) == 1) {
 			add_gone(&event->usage, signal, typed);
 			add_thread(&event->usage, task, typed);
-		} else if (!add_process(&event->usage, signal) &&
-			   !add_process(&event->usage, signal)) {
+		} else if (!process_added(&event->usage, signal, typed) &&
+			   !process_added(&event->usage, signal, typed)) {
 			event->usage_known = false;
 		}
 	}

@@ -2,10 +2,10 @@
 /*
  * memleak: memory that has been allocated and not been given back.
  *
- * Way uprobe: the allocators of programs, one program at the beginning and one at the end of each
- * function. They call each other; what the program itself called is what counts. A call is known by
- * its thread and by its place on the stack, and those that are made deeper in the stack belong to
- * it.
+ * Way uprobe: the allocators of programs, with a program at the beginning of each function, and one
+ * that is at the end of all. They call each other; what the program itself called is what counts. A
+ * call is known by its thread and by its place on the stack, and those that are made deeper in the
+ * stack belong to it.
  *
  * Way rawtp: the kernel's allocators, by their tracepoints, each with a twin. Here twins
  * (twin.h) do not count hits: an interrupt allocates in the middle of another allocation, and which
@@ -437,17 +437,23 @@ static __always_inline __u64 stack_on_entry(struct pt_regs *ctx)
 #endif
 }
 
-static __noinline int call_end(struct pt_regs *ctx, enum function function)
+/*
+ * The end of whatever function it is that was entered at this place of the stack: where one jumped
+ * to another, both return here, and the second finds nothing more to do.
+ */
+SEC("uretprobe")
+int call_exit(struct pt_regs *ctx)
 {
 	__u32 tid = (__u32)bpf_get_current_pid_tgid();
 	struct call *found = bpf_map_lookup_elem(&calls__uprobe, &tid);
 	__u64 address = PT_REGS_RC(ctx);
 
-	if (!found || found->born != thread_born() || found->function != function ||
-	    found->stack != stack_on_entry(ctx))
+	keep_own_stack(ctx);
+	if (!found || found->born != thread_born() || found->stack != stack_on_entry(ctx))
 		return 0;
 
 	struct call call = *found;
+	enum function function = call.function;
 
 	bpf_map_delete_elem(&calls__uprobe, &tid);
 	if (is_frozen())
@@ -507,34 +513,23 @@ static __always_inline int free_begin(struct pt_regs *ctx, __u64 address, enum f
 	return 0;
 }
 
-#define ENDS(name, function)                                                                       \
-	SEC("uretprobe")                                                                           \
-	int name##_exit(struct pt_regs *ctx)                                                       \
-	{                                                                                          \
-		keep_own_stack(ctx);                                                               \
-		return call_end(ctx, function);                                                    \
-	}
-
 SEC("uprobe")
 int BPF_KPROBE(malloc_enter, __u64 size)
 {
 	return call_begin(ctx, MALLOC, size, 0, 0);
 }
-ENDS(malloc, MALLOC)
 
 SEC("uprobe")
 int BPF_KPROBE(calloc_enter, __u64 count, __u64 size)
 {
 	return call_begin(ctx, CALLOC, count * size, 0, 0);
 }
-ENDS(calloc, CALLOC)
 
 SEC("uprobe")
 int BPF_KPROBE(realloc_enter, __u64 old, __u64 size)
 {
 	return call_begin(ctx, REALLOC, size, 0, old);
 }
-ENDS(realloc, REALLOC)
 
 SEC("uprobe")
 int BPF_KPROBE(reallocarray_enter, __u64 old, __u64 count, __u64 size)
@@ -546,63 +541,54 @@ int BPF_KPROBE(reallocarray_enter, __u64 old, __u64 count, __u64 size)
 		bytes = ~0ULL;
 	return call_begin(ctx, REALLOCARRAY, bytes, 0, old);
 }
-ENDS(reallocarray, REALLOCARRAY)
 
 SEC("uprobe")
 int BPF_KPROBE(posix_memalign_enter, __u64 answer, __u64 alignment, __u64 size)
 {
 	return call_begin(ctx, POSIX_MEMALIGN, size, answer, 0);
 }
-ENDS(posix_memalign, POSIX_MEMALIGN)
 
 SEC("uprobe")
 int BPF_KPROBE(aligned_alloc_enter, __u64 alignment, __u64 size)
 {
 	return call_begin(ctx, ALIGNED_ALLOC, size, 0, 0);
 }
-ENDS(aligned_alloc, ALIGNED_ALLOC)
 
 SEC("uprobe")
 int BPF_KPROBE(memalign_enter, __u64 alignment, __u64 size)
 {
 	return call_begin(ctx, MEMALIGN, size, 0, 0);
 }
-ENDS(memalign, MEMALIGN)
 
 SEC("uprobe")
 int BPF_KPROBE(valloc_enter, __u64 size)
 {
 	return call_begin(ctx, VALLOC, size, 0, 0);
 }
-ENDS(valloc, VALLOC)
 
 SEC("uprobe")
 int BPF_KPROBE(pvalloc_enter, __u64 size)
 {
 	return call_begin(ctx, PVALLOC, size, 0, 0);
 }
-ENDS(pvalloc, PVALLOC)
 
 SEC("uprobe")
 int BPF_KPROBE(new_enter, __u64 size)
 {
 	return call_begin(ctx, NEW, size, 0, 0);
 }
-ENDS(new, NEW)
 
 SEC("uprobe")
 int BPF_KPROBE(new_array_enter, __u64 size)
 {
 	return call_begin(ctx, NEW_ARRAY, size, 0, 0);
 }
-ENDS(new_array, NEW_ARRAY)
 
 SEC("uprobe")
 int BPF_KPROBE(mmap_enter, __u64 address, __u64 size)
 {
 	return call_begin(ctx, MMAP, size, 0, 0);
 }
-ENDS(mmap, MMAP)
 
 SEC("uprobe")
 int BPF_KPROBE(mremap_enter, __u64 old, __u64 old_size, __u64 size)
@@ -610,7 +596,6 @@ int BPF_KPROBE(mremap_enter, __u64 old, __u64 old_size, __u64 size)
 	/* Nothing of shared memory is asked to be mapped once more. */
 	return call_begin(ctx, MREMAP, size, 0, old_size ? old : 0);
 }
-ENDS(mremap, MREMAP)
 
 SEC("uprobe")
 int BPF_KPROBE(free_enter, __u64 address)

@@ -81,7 +81,11 @@ moment some may be missing in it. Who started an orphan is not known.",
 
     fn ways(&self) -> Vec<Way> {
         vec![
-            Way::new("btf", &["exit__btf"]).twin("exit__btf", "exit_twin__btf"),
+            // With bpf_loop(), which no type tells of. The nearest is what inlines it, of 1ade23711971
+            // "bpf: Inline calls to bpf_loop when callback is known" (6.0).
+            Way::new("btf", &["exit__btf"])
+                .twin("exit__btf", "exit_twin__btf")
+                .only_where("bpf_insn_aux_data", "loop_inline_state"),
             Way::new("rawtp", &["exit__rawtp"]).twin("exit__rawtp", "exit_twin__rawtp"),
         ]
     }

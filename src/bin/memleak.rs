@@ -170,23 +170,23 @@ const ALLOCATOR: [(&str, &str, &str); 13] = [
     ("cfree", "free_enter", ""),
     ("free_sized", "free_enter", ""),
     ("free_aligned_sized", "free_enter", ""),
-    ("malloc", "malloc_enter", "malloc_exit"),
-    ("calloc", "calloc_enter", "calloc_exit"),
-    ("realloc", "realloc_enter", "realloc_exit"),
-    ("reallocarray", "reallocarray_enter", "reallocarray_exit"),
-    ("posix_memalign", "posix_memalign_enter", "posix_memalign_exit"),
-    ("aligned_alloc", "aligned_alloc_enter", "aligned_alloc_exit"),
-    ("memalign", "memalign_enter", "memalign_exit"),
-    ("valloc", "valloc_enter", "valloc_exit"),
-    ("pvalloc", "pvalloc_enter", "pvalloc_exit"),
+    ("malloc", "malloc_enter", "call_exit"),
+    ("calloc", "calloc_enter", "call_exit"),
+    ("realloc", "realloc_enter", "call_exit"),
+    ("reallocarray", "reallocarray_enter", "call_exit"),
+    ("posix_memalign", "posix_memalign_enter", "call_exit"),
+    ("aligned_alloc", "aligned_alloc_enter", "call_exit"),
+    ("memalign", "memalign_enter", "call_exit"),
+    ("valloc", "valloc_enter", "call_exit"),
+    ("pvalloc", "pvalloc_enter", "call_exit"),
 ];
 /// The others: memory maps, and the operators new and delete where the allocator's library has
 /// them.
 const OTHERS: [(&str, &str, &str); 24] = [
     ("munmap", "munmap_enter", ""),
-    ("mmap", "mmap_enter", "mmap_exit"),
-    ("mmap64", "mmap_enter", "mmap_exit"),
-    ("mremap", "mremap_enter", "mremap_exit"),
+    ("mmap", "mmap_enter", "call_exit"),
+    ("mmap64", "mmap_enter", "call_exit"),
+    ("mremap", "mremap_enter", "call_exit"),
     ("_ZdlPv", "delete_enter", ""),
     ("_ZdaPv", "delete_enter", ""),
     ("_ZdlPvm", "delete_enter", ""),
@@ -199,14 +199,14 @@ const OTHERS: [(&str, &str, &str); 24] = [
     ("_ZdaPvmSt11align_val_t", "delete_enter", ""),
     ("_ZdlPvSt11align_val_tRKSt9nothrow_t", "delete_enter", ""),
     ("_ZdaPvSt11align_val_tRKSt9nothrow_t", "delete_enter", ""),
-    ("_Znwm", "new_enter", "new_exit"),
-    ("_ZnwmRKSt9nothrow_t", "new_enter", "new_exit"),
-    ("_ZnwmSt11align_val_t", "new_enter", "new_exit"),
-    ("_ZnwmSt11align_val_tRKSt9nothrow_t", "new_enter", "new_exit"),
-    ("_Znam", "new_array_enter", "new_array_exit"),
-    ("_ZnamRKSt9nothrow_t", "new_array_enter", "new_array_exit"),
-    ("_ZnamSt11align_val_t", "new_array_enter", "new_array_exit"),
-    ("_ZnamSt11align_val_tRKSt9nothrow_t", "new_array_enter", "new_array_exit"),
+    ("_Znwm", "new_enter", "call_exit"),
+    ("_ZnwmRKSt9nothrow_t", "new_enter", "call_exit"),
+    ("_ZnwmSt11align_val_t", "new_enter", "call_exit"),
+    ("_ZnwmSt11align_val_tRKSt9nothrow_t", "new_enter", "call_exit"),
+    ("_Znam", "new_array_enter", "call_exit"),
+    ("_ZnamRKSt9nothrow_t", "new_array_enter", "call_exit"),
+    ("_ZnamSt11align_val_t", "new_array_enter", "call_exit"),
+    ("_ZnamSt11align_val_tRKSt9nothrow_t", "new_array_enter", "call_exit"),
 ];
 
 /// The C libraries of GNU and musl, by the names of their files.
@@ -315,6 +315,12 @@ impl Args {
         self.older.unwrap_or(OLDER_MS) * 1_000_000
     }
 
+    /// Of [`OTHERS`], what there can be: no C library has operators.
+    fn others(&self) -> impl Iterator<Item = &'static (&'static str, &'static str, &'static str)> {
+        let operators = self.obj.is_some();
+        OTHERS.iter().filter(move |(symbol, ..)| operators || !symbol.starts_with("_Z"))
+    }
+
     /// What is probed in the allocator's library.
     fn functions(&self) -> Vec<Function> {
         let named = |(symbol, enter, exit): &(&str, &'static str, &'static str)| {
@@ -322,7 +328,7 @@ impl Args {
             // Some names, once, for as long as the tool runs.
             Function { symbol: format!("{prefix}{symbol}").leak(), enter, exit }
         };
-        let others = OTHERS.iter().map(|(symbol, enter, exit)| Function { symbol, enter, exit });
+        let others = self.others().map(|(symbol, enter, exit)| Function { symbol, enter, exit });
         ALLOCATOR.iter().map(named).chain(others).collect()
     }
 
@@ -428,7 +434,7 @@ CONFIG_KALLSYMS_ALL, unless kernel.kptr_restrict hides it; arm64 always).
         if !self.of_programs {
             return vec![kernel_way(self.percpu, self.sample_rate == 1)];
         }
-        let all = ALLOCATOR.iter().chain(&OTHERS);
+        let all = ALLOCATOR.iter().chain(self.others());
         let mut programs: Vec<&'static str> = all
             .flat_map(|(_, enter, exit)| [*exit, *enter])
             .filter(|name| !name.is_empty())

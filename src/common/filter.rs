@@ -17,6 +17,7 @@ use libbpf_rs::OpenObject;
 use crate::cgroup_names;
 use crate::cli::Common;
 use crate::globals::set_constant;
+use crate::packed::Optional;
 use crate::pidns;
 use crate::shared::FilterKind;
 
@@ -48,6 +49,19 @@ fn open_pinned(path: &Path) -> Result<MapHandle> {
     MapHandle::from_pinned_path(path).with_context(|| format!("pinned map {}", path.display()))
 }
 
+/// Whether there is any filter on tasks but the one that leaves the tool itself out.
+fn is_on(common: &Common) -> bool {
+    common.filters_tasks() || filters_tree(common)
+}
+
+/// The functions that nobody calls under the constants that [`configure`] will set.
+pub fn not_called(common: &Common) -> Vec<Optional> {
+    [(!is_on(common), Optional::Filters), (pidns::own().is_none(), Optional::PidNamespaces)]
+        .into_iter()
+        .filter_map(|(unused, functions)| unused.then_some(functions))
+        .collect()
+}
+
 /// Sets the constants; before the load. The maps that are returned must stay open until then.
 ///
 /// # Errors
@@ -69,8 +83,7 @@ pub fn configure(open: &mut OpenObject, common: &Common) -> Result<Vec<MapHandle
     }
     set_constant(open, "filter_count", &bytes(counts, u32::to_ne_bytes))?;
     set_constant(open, "filter_one", &bytes(ones, u32::to_ne_bytes))?;
-    let any = common.filters_tasks() || filters_tree(common);
-    set_constant(open, "filter_on", &[u8::from(any)])?;
+    set_constant(open, "filter_on", &[u8::from(is_on(common))])?;
     if !common.include_self {
         set_constant(open, "filter_self", &std::process::id().to_ne_bytes())?;
     }

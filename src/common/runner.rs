@@ -473,7 +473,10 @@ fn open_for<'o, T: Tool>(
     verifier: u32,
     storage: &'o mut MaybeUninit<OpenObject>,
 ) -> Result<(OpenSkelOf<'o, T>, Vec<MapHandle>)> {
-    let mut open = opened::<T>(types, storage)?;
+    packed::leave_out(&filter::not_called(common));
+    let open = opened::<T>(types, storage);
+    packed::leave_out(&[]);
+    let mut open = open?;
     let models = prepare(open.open_object_mut(), common, way, watch)?;
     if common.verbose {
         for mut program in open.open_object_mut().progs_mut() {

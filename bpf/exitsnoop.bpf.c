@@ -155,9 +155,11 @@ static long step_adds(__u32 number, struct walk *walk)
 
 static long step_looks(__u32 number, struct walk *walk)
 {
+	struct task_struct *task = listed_task(walk->at);
+
 	if (walk_is_over(walk))
 		return 1;
-	if (BPF_CORE_READ(listed_task(walk->at), mm))
+	if (BPF_CORE_READ(task, mm))
 		walk->living = true;
 	else
 		walk_goes_on(walk);

@@ -79,7 +79,7 @@ issued; what -Q adds is the time that requests wait for the scheduler and for a 
 device.
 
 Each request is counted once, when it is complete. A request that the device did in parts is one \
-request; requests that were merged before they were issued are one.
+request; requests that were merged before they were issued are one, which is the first submitter's.
 
 Filters on the task (--pid, --comm, --cgroup and the others) mean the task that submitted the I/O, \
 not the one that happened to run when it was issued or completed. For data that was written to a \

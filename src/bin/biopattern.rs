@@ -64,9 +64,9 @@ request issued before it to the same disk ended. The rest is random. COUNT is th
 requests, KBYTES their size.
 
 Each request is counted once, when it is issued, in the order in which the device gets them. \
-Requests that were merged before are one. The very first request of a disk follows none, so it is \
-in COUNT and KBYTES, but in neither percentage; where there is no other, both are -. From one \
-interval to the next the last sector is kept.
+Requests that were merged before are one, which is the first submitter's. The very first request of \
+a disk follows none, so it is in COUNT and KBYTES, but in neither percentage; where there is no \
+other, both are -. From one interval to the next the last sector is kept.
 
 With filters on the task (--pid, --comm, --cgroup and the others), only the requests that such a \
 task submitted are looked at: whether they follow one another.",

@@ -68,9 +68,10 @@ it F for a flush that goes before the data; after it F for a write that must not
 device's cache, A for readahead, S for synchronous, M for metadata.
 
 Each request is shown once. A request that the device did in parts is one request; what was merged \
-before it was issued is one, and belongs to the first submitter. The process is the one that \
-submitted the I/O, not the one that happened to run when it was issued or completed; filters \
-(--pid, --comm, --cgroup and the others) mean that process too. Data that was written to a file \
+before it was issued is one, and belongs to the first submitter, also where others had a part in it: \
+filters on those leave it out. The process is the one that submitted the I/O, not the one that \
+happened to run when it was issued or completed; filters (--pid, --comm, --cgroup and the others) \
+mean that process too. Data that was written to a file \
 without O_DIRECT or O_SYNC is written back later by a kernel thread: then the field writeback is \
 true, and the cgroup is that of the file's writer where the kernel knows it (cgroup v2 with the io \
 and memory controllers). A flush of the device serves all who wait for one at that moment; it is \

@@ -28,10 +28,17 @@ use crate::support::Outcome;
 use crate::support::Running;
 use crate::support::assert_time;
 use crate::support::command;
+use crate::support::debug_disk::DebugDisk;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
+use crate::support::disk::Range;
+use crate::support::disk::ZONE;
+use crate::support::disk::append;
+use crate::support::disk::file_that_appends;
 use crate::support::disk::read_at_once;
 use crate::support::go;
+use crate::support::kernel;
+use crate::support::neighbours::Neighbours;
 use crate::support::scratch;
 use crate::support::start;
 use crate::support::text::assert_usage_errors;
@@ -45,6 +52,9 @@ pub const CASES: &[Case] = &[
     Case::new("queued time", queued),
     Case::new("nothing is lost between reports", intervals),
     Case::new("latency", latency).timed(),
+    Case::new("requests that are done by halves", in_halves),
+    Case::new("operations on zones", zones),
+    Case::new("a request of three processes", three_owners),
     Case::new("a partition", partition),
     Case::new("text", text),
     Case::new("CSV", csv),
@@ -71,14 +81,18 @@ fn counts(finished: &Finished, disk: &Disk) -> BTreeMap<String, u64> {
     all
 }
 
-/// How many requests the kernel itself kept from the tool, as the tool says. Newer kernels (seen on
-/// 7.2) let a task be taken from its CPU in the middle of a program, and skip the program for
-/// everybody else there until it goes on: `missed`. Since 5.11 they refuse to insert into a map
-/// when that interrupts another insertion on the same CPU, full or not: `map_full`, a rarity.
+/// How many requests the kernel itself kept from the tool at the most, as the tool says. Newer
+/// kernels (seen on 7.2) let a task be taken from its CPU in the middle of a program, and skip the
+/// program for everybody else there until it goes on: `missed`. Since 5.11 they refuse to insert
+/// into a map when that interrupts another insertion on the same CPU, full or not: `map_full`, a
+/// rarity. Not each of them is a request that is not counted: the twin of a program that was
+/// skipped does its work, and what was not remembered when it was queued is when it is issued. So
+/// where there are none the count is exact, and where there are some no more may be missing.
 fn skipped(finished: &Finished) -> u64 {
     let end = finished.end();
     let refused = end["map_full"].as_u64().expect("map_full");
-    assert!(finished.status.success() && end["lost"] == 0 && refused < 4, "{end}");
+    assert!(finished.status.success() && end["lost"] == 0, "{end}");
+    assert!(refused == 0 || kernel() != "5.10", "{end}");
     end["missed"].as_u64().unwrap_or(0) + refused
 }
 
@@ -343,14 +357,17 @@ fn queued() -> Outcome {
         assert!(disk.scheduler(scheduler), "{scheduler}");
         let issued = start("biolatency", &["-d", &disk.name]);
         let waited = start("biolatency", &["-Q", "-d", &disk.name]);
-        thread::scope(|scope| {
-            for thread in 0..4 {
+        let readers: Duration = thread::scope(|scope| {
+            let readers = [0, 1, 2, 3].map(|thread| {
                 let path = disk.path();
                 scope.spawn(move || {
                     let mut direct = Direct::open(&path);
+                    let started = Instant::now();
                     (0..3).for_each(|i| direct.read(thread * 100 + i));
-                });
-            }
+                    started.elapsed()
+                })
+            });
+            readers.into_iter().map(|reader| reader.join().expect("a reader")).sum()
         });
         let (issued, waited) = (issued.stop(), waited.stop());
         let ((device, issued_count), (all, waited_count)) = (total(&issued), total(&waited));
@@ -360,6 +377,8 @@ fn queued() -> Outcome {
             return Outcome::Skipped("the kernel skipped probes".into());
         }
         assert!(device >= EACH * 12 && all >= EACH * 12, "{scheduler}: {device:?}, {all:?}");
+        // By the readers' own clocks, of which each waits for nothing but its requests.
+        assert!(device <= readers && all <= readers, "{scheduler}: {all:?} of {readers:?}");
         if scheduler == "mq-deadline" {
             // The queue has twice the room of the device: all but the first wait for one other,
             // and the last perhaps for a part of it.
@@ -404,9 +423,11 @@ fn intervals() -> Outcome {
     let [all, seen] = [&finished, &witness].map(|run| ending(&counts(run, &disk), "any"));
     let missed = [&finished, &witness].map(skipped);
     assert!(all.abs_diff(seen) <= missed[0] + missed[1], "{all} and {seen}, missed {missed:?}");
-    // There are kernels that run no program at all for one hit in a hundred thousand.
     let reads = number(reads);
-    assert!(all <= reads && reads - all <= missed[0] + reads / 1000, "{all} of {reads}");
+    // See the burst of biosnoop's tests.
+    let unknown = if kernel() == "own" { 4 + reads / 50_000 } else { 0 };
+    let unseen = missed[0] + unknown;
+    assert!(all <= reads && reads - all <= unseen, "{all} of {reads}, missed {missed:?}");
     let reports: Vec<_> = finished.of("report").map(|r| r["report"].as_u64()).collect();
     let expected: Vec<_> = (0..number(reports.len())).map(Some).collect();
     assert_eq!(reports, expected);
@@ -441,6 +462,93 @@ fn latency() -> Outcome {
         for bucket in records[0]["buckets"].as_array().expect("buckets") {
             let slow = bucket["ge"].as_u64().expect("ge") >= lowest;
             assert!(slow || bucket["count"] == 0, "{}", records[0]);
+        }
+    }
+    Outcome::Passed
+}
+
+/// Requests of which the device does one half, and then is given the other half: each counts once,
+/// and its time goes on until its last byte.
+fn in_halves() -> Outcome {
+    let disk = match DebugDisk::get() {
+        Ok(disk) => disk,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let own = std::process::id().to_string();
+    let tools = [&[][..], &["-Q"]]
+        .map(|args| start("biolatency", &[&["-d", &disk.name, "--pid", &own], args].concat()));
+    let reads = disk.read_in_halves(6);
+    for tool in tools {
+        let finished = tool.stop();
+        let (sum, count) = total(&finished);
+        assert_eq!((count, skipped(&finished)), (6, 0), "{}", finished.end());
+        let least = reads.iter().map(|read| read.least).sum();
+        assert_time(sum, least, reads.iter().map(|read| read.waited).sum());
+    }
+    Outcome::Passed
+}
+
+/// Operations on zones and data that the device appends to one, each by its name.
+fn zones() -> Outcome {
+    let disk = match Disk::zoned() {
+        Ok(disk) => disk,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let (mounted, file) = match file_that_appends(&disk) {
+        Ok(file) => file,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let own = std::process::id().to_string();
+    let start = || start("biolatency", &["-DF", "-d", &disk.name, "--pid", &own]);
+    let appending = start();
+    append(&file, 7);
+    let appending = appending.stop();
+    drop((file, mounted));
+    // What flags a direct write has differs from file system to file system.
+    assert_counts(&appending, [ending(&counts(&appending, &disk), "-ZoneAppend")], [7]);
+
+    let direct = Direct::open(&disk.path());
+    let managing = start();
+    let steps = [
+        (Range::RESET_ZONES, 2, 4),
+        (Range::OPEN_ZONES, 2, 1),
+        (Range::CLOSE_ZONES, 2, 1),
+        (Range::FINISH_ZONES, 2, 2),
+        (Range::RESET_ZONES, 0, 64),
+    ];
+    for (range, first, zones) in steps {
+        direct.range(range, first * ZONE, zones * ZONE).expect("zones");
+    }
+    let managing = managing.stop();
+    let seen = counts(&managing, &disk);
+    let ops = ["Reset", "Open", "Close", "Finish", "ResetAll"];
+    let each = ops.map(|op| seen.get(&format!("Sync-Zone{op}")).copied().unwrap_or(0));
+    assert_counts(&managing, each, [4, 1, 1, 2, 1]);
+    assert_eq!(seen.values().sum::<u64>(), each.iter().sum::<u64>(), "{seen:?}");
+    Outcome::Passed
+}
+
+/// A request of three processes counts once, for the one that it was made for.
+fn three_owners() -> Outcome {
+    let mut neighbours = match Neighbours::new() {
+        Ok(neighbours) => neighbours,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let tools = neighbours.pids().map(|pid| {
+        let (disk, pid) = (&neighbours.disk.name, pid.to_string());
+        [&[][..], &["-Q"]]
+            .map(|args| start("biolatency", &[&["-D", "-d", disk, "--pid", &pid], args].concat()))
+    });
+    let all = start("biolatency", &["-D", "-d", &neighbours.disk.name]);
+    neighbours.read();
+    let all = all.stop();
+    // Two more kept the disk busy.
+    assert_counts(&all, [ending(&counts(&all, &neighbours.disk), "any")], [3]);
+    for (tools, expected) in tools.into_iter().zip([1, 0, 0]) {
+        for tool in tools {
+            let finished = tool.stop();
+            let seen = ending(&counts(&finished, &neighbours.disk), "any");
+            assert_counts(&finished, [seen], [expected]);
         }
     }
     Outcome::Passed

@@ -9,9 +9,12 @@ use serde_json::Value;
 use crate::support::Case;
 use crate::support::Finished;
 use crate::support::Outcome;
+use crate::support::debug_disk::DebugDisk;
+use crate::support::debug_disk::IN_HALVES;
 use crate::support::disk::BLOCK;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
+use crate::support::neighbours::Neighbours;
 use crate::support::start;
 use crate::support::text::assert_usage_errors;
 use crate::support::text::text_run;
@@ -20,6 +23,8 @@ pub const CASES: &[Case] = &[
     Case::new("random and sequential", patterns),
     Case::new("nothing is forgotten between reports", intervals),
     Case::new("a partition", partition),
+    Case::new("requests that are done by halves", in_halves),
+    Case::new("a request of three processes", three_owners),
     Case::new("text", text),
     Case::new("usage errors", usage_errors),
 ];
@@ -112,6 +117,40 @@ fn partition() -> Outcome {
     direct.read(9);
     // What is outside does not come between.
     assert_eq!(of(&tool.stop(), &disk.name), [4, 2, 1, bytes(4)]);
+    Outcome::Passed
+}
+
+/// Requests of which the device does one half, and then is given the other half: that is no request
+/// of its own, which would follow on the first.
+fn in_halves() -> Outcome {
+    let disk = match DebugDisk::get() {
+        Ok(disk) => disk,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    // Without a filter, too: with one, the second half would have no owner any more.
+    let tools = [
+        start("biopattern", &["-d", &disk.name]),
+        start("biopattern", &["-p", &own(), "-d", &disk.name]),
+    ];
+    disk.read_in_halves(6);
+    for tool in tools {
+        assert_eq!(of(&tool.stop(), &disk.name), [6, 5, 0, bytes(6 * IN_HALVES)]);
+    }
+    Outcome::Passed
+}
+
+/// A request of three processes counts once, for the one that it was made for.
+fn three_owners() -> Outcome {
+    let mut neighbours = match Neighbours::new() {
+        Ok(neighbours) => neighbours,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let disk = neighbours.disk.name.clone();
+    let pids = neighbours.pids();
+    let tools = pids.map(|pid| start("biopattern", &["-p", &pid.to_string(), "-d", &disk]));
+    neighbours.read();
+    let seen = tools.map(|tool| of(&tool.stop(), &disk));
+    assert_eq!(seen, [[1, 0, 0, bytes(3)], [0; 4], [0; 4]]);
     Outcome::Passed
 }
 

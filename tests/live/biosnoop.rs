@@ -10,7 +10,6 @@ use std::path::Path;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
-use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -28,14 +27,23 @@ use crate::support::Outcome;
 use crate::support::assert_time;
 use crate::support::cgroup_root;
 use crate::support::command;
+use crate::support::debug_disk::DebugDisk;
+use crate::support::debug_disk::IN_HALVES;
 use crate::support::disk::BLOCK;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
+use crate::support::disk::Mounted;
+use crate::support::disk::Range;
+use crate::support::disk::ZONE;
+use crate::support::disk::append;
+use crate::support::disk::file_that_appends;
 use crate::support::disk::read_at_once;
+use crate::support::disk::read_timed;
 use crate::support::gettid;
 use crate::support::go;
 use crate::support::kernel;
-use crate::support::patience;
+use crate::support::neighbours::FIRST_BLOCK;
+use crate::support::neighbours::Neighbours;
 use crate::support::process;
 use crate::support::scratch;
 use crate::support::start;
@@ -52,6 +60,12 @@ pub const CASES: &[Case] = &[
     Case::new("a partition", partition),
     Case::new("errors", errors),
     Case::new("a request that is done in parts", in_parts),
+    Case::new("requests that are done by halves", in_halves),
+    Case::new("operations on zones", zones),
+    Case::new("zone append", zone_append),
+    Case::new("zeroes", zeroes),
+    Case::new("secure erase", secure_erase),
+    Case::new("a request of three processes", three_owners),
     Case::new("writeback", writeback),
     Case::alone("a burst", burst),
     Case::new("text", text),
@@ -297,12 +311,15 @@ fn merges() -> Outcome {
     Outcome::Passed
 }
 
-/// A device that does one request at a time, each in 60 ms, and five at once that cannot be merged.
-/// The queue has twice the room of the device: all but the first wait in it for one other.
+/// A device that does one request at a time, each in 60 ms, and five at once that cannot be merged
+/// and have room in the queue: the times in the queue, in the device and in all lie between what
+/// the device needs at the least for those before and what the reader's own clock says.
 fn queued() -> Outcome {
+    const EACH: Duration = Duration::from_millis(60);
+    let nanoseconds = EACH.as_nanos().to_string();
     let settings = [
         ("irqmode", "2"),
-        ("completion_nsec", "60000000"),
+        ("completion_nsec", nanoseconds.as_str()),
         ("hw_queue_depth", "1"),
         ("submit_queues", "1"),
     ];
@@ -317,23 +334,28 @@ fn queued() -> Outcome {
     if !disk.scheduler("mq-deadline") {
         return Outcome::Skipped("this kernel has no mq-deadline".into());
     }
+    fs::write(disk.sys("queue/nr_requests"), "16").expect("nr_requests");
     let direct = Direct::open(&disk.path());
     let tool = start("biosnoop", &["--queued", "-d", &disk.name]);
-    let started = Instant::now();
-    read_at_once(&mut ring, &direct, &[100, 300, 500, 700, 900]);
-    let took = started.elapsed();
+    let (submission, waited) = read_timed(&mut ring, &direct, &[100, 300, 500, 700, 900]);
     let finished = tool.stop();
     let events: Vec<_> = finished.of("event").collect();
     assert_eq!(events.len(), 5, "{events:?}");
     let ns = |event: &Value, field: &str| Duration::from_nanos(event[field].as_u64().expect(field));
-    let mut waited = Duration::ZERO;
-    for event in &events {
+    let mut before = Duration::ZERO;
+    for (event, (block, waited)) in events.iter().zip(waited) {
+        assert_eq!(of(event), io("Read", block, 1));
         let [queue, device, total] = ["queue_ns", "lat_ns", "total_ns"].map(|f| ns(event, f));
         assert_eq!(queue + device, total, "{event}");
-        assert!(device >= Duration::from_millis(60) && total <= took, "{event}, {took:?}");
-        waited += queue;
+        // It may have entered the queue when the first one was already with the device, but not
+        // after the submission.
+        let least = before.saturating_sub(submission);
+        assert!(queue >= least && queue + EACH <= waited, "{event}: {least:?} to {waited:?}");
+        // Those before it took their time, whenever the kernel says that they ended.
+        assert!(device >= EACH && before + device <= waited, "{event}: {before:?}, {waited:?}");
+        assert!(total >= least + EACH && total <= waited, "{event}: {least:?} to {waited:?}");
+        before += EACH;
     }
-    assert!(waited >= Duration::from_millis(180), "{waited:?} in the queue; {events:?}");
     Outcome::Passed
 }
 
@@ -431,42 +453,16 @@ fn errors() -> Outcome {
     Outcome::Passed
 }
 
-/// A disk of the kernel's own tests that cannot read its sectors 0x1234 to 0x123d, or why there is
-/// none: what is read before the bad ones is done first, and then the rest fails.
-fn half_bad_disk() -> Result<String, String> {
-    let modprobe = |words: &[&str]| Command::new("modprobe").args(words).output();
-    for words in [&["scsi_debug", "opts=2"][..], &["sd_mod"]] {
-        if !modprobe(words).is_ok_and(|output| output.status.success()) {
-            return Err(format!("this kernel has no {}", words[0]));
-        }
-    }
-    let until = Instant::now() + patience();
-    loop {
-        let disks = fs::read_dir("/sys/block").expect("/sys/block").flatten();
-        let mut names = disks.map(|disk| disk.file_name().to_string_lossy().into_owned());
-        let model = |name: &String| {
-            fs::read_to_string(format!("/sys/block/{name}/device/model")).unwrap_or_default()
-        };
-        if let Some(name) = names.find(|name| model(name).trim() == "scsi_debug") {
-            return Ok(name);
-        }
-        assert!(Instant::now() < until, "the disk does not come");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// A request of which the device does a part before it fails is one request, with all its bytes.
 fn in_parts() -> Outcome {
     const FIRST: u64 = 0x1230;
-    if kernel() == "own" {
-        return Outcome::Skipped("it would add a disk to this machine".into());
-    }
-    let disk = match half_bad_disk() {
+    let disk = match DebugDisk::get() {
         Ok(disk) => disk,
         Err(reason) => return Outcome::Skipped(reason),
     };
-    let tool = start("biosnoop", &["-d", &disk, "-p", &std::process::id().to_string()]);
-    let direct = Direct::open(&Path::new("/dev").join(&disk));
+    disk.goes_bad();
+    let tool = start("biosnoop", &["-d", &disk.name, "-p", &std::process::id().to_string()]);
+    let direct = Direct::open(&disk.path());
     let read = direct.read_from(FIRST * 512, 2);
     assert!(read.is_err(), "{read:?}");
     let finished = tool.stop();
@@ -476,13 +472,164 @@ fn in_parts() -> Outcome {
     Outcome::Passed
 }
 
-/// Lets go of what a test mounted.
-struct Mounted(std::path::PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
+/// Requests of which the device does one half, and then is given the other half: each is shown
+/// once, with all its bytes, and its time goes on until the last of them.
+fn in_halves() -> Outcome {
+    let disk = match DebugDisk::get() {
+        Ok(disk) => disk,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let own = std::process::id().to_string();
+    let tools = [&[][..], &["-Q"], &["-m", "59"]]
+        .map(|args| start("biosnoop", &[&["-d", &disk.name, "-p", &own], args].concat()));
+    let reads = disk.read_in_halves(6);
+    for (tool, least) in tools.into_iter().zip([0, 0, 59]) {
+        let least = Duration::from_millis(least);
+        let finished = tool.stop();
+        let events: Vec<_> = finished.of("event").collect();
+        let shown: Vec<_> = events.iter().map(|event| of(event)).collect();
+        let expected: Vec<_> = reads.iter().filter(|read| read.least >= least).collect();
+        let io = |sector| ("Read".to_string(), Some(sector), number(IN_HALVES * BLOCK));
+        let ios: Vec<_> = expected.iter().map(|read| io(read.sector)).collect();
+        assert_eq!(shown, ios, "{}", finished.end());
+        for (event, read) in events.into_iter().zip(expected) {
+            let latency = Duration::from_nanos(event["lat_ns"].as_u64().expect("lat_ns"));
+            assert_time(latency, read.least, read.waited);
+            assert_eq!(event["error"], Value::Null);
+        }
     }
+    Outcome::Passed
+}
+
+/// Operations on zones, each by its name, so many times, at its place.
+fn zones() -> Outcome {
+    let disk = match Disk::zoned() {
+        Ok(disk) => disk,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let direct = Direct::open(&disk.path());
+    let tool = start("biosnoop", &["-d", &disk.name, "-p", &std::process::id().to_string()]);
+    let mut expected = Vec::new();
+    let steps = [
+        (Range::OPEN_ZONES, "ZoneOpen", "ZOS", 2, 1),
+        (Range::CLOSE_ZONES, "ZoneClose", "ZCS", 2, 1),
+        (Range::FINISH_ZONES, "ZoneFinish", "ZFS", 2, 2),
+        (Range::RESET_ZONES, "ZoneReset", "ZRS", 2, 3),
+    ];
+    for (range, op, letters, first, zones) in steps {
+        direct.range(range, first * ZONE, zones * ZONE).expect(op);
+        // A request for each.
+        expected.extend((first..first + zones).map(|zone| (op, letters, zone)));
+    }
+    direct.range(Range::RESET_ZONES, 0, 64 * ZONE).expect("all zones");
+    expected.push(("ZoneResetAll", "ZRAS", 0));
+    let finished = tool.stop();
+    let shown: Vec<_> = finished.of("event").map(of).collect();
+    let ios = expected.iter().map(|(op, _, zone)| io(op, zone * ZONE, 0)).collect::<Vec<_>>();
+    assert_shown(&finished, &shown, &ios);
+    for event in finished.of("event") {
+        let letters = expected.iter().find(|(op, ..)| event["op"] == *op).map(|of| of.1);
+        assert_eq!((event["rwbs"].as_str(), &event["error"]), (letters, &Value::Null), "{event}");
+    }
+    Outcome::Passed
+}
+
+/// Data that the device itself appends to a zone.
+fn zone_append() -> Outcome {
+    let disk = match Disk::zoned() {
+        Ok(disk) => disk,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let (_mounted, file) = match file_that_appends(&disk) {
+        Ok(file) => file,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let tool = start("biosnoop", &["-d", &disk.name, "-p", &std::process::id().to_string()]);
+    append(&file, 7);
+    let finished = tool.stop();
+    let appended: Vec<_> = finished.of("event").filter(|e| e["op"] == "ZoneAppend").collect();
+    let missed = finished.end()["missed"].as_u64().unwrap_or(0);
+    assert!(number(7 - appended.len()) <= missed, "{appended:?}; {}", finished.end());
+    finished.assert_clean();
+    for event in appended {
+        // Where in the zone it comes to lie the device decides.
+        let (_, sector, bytes) = of(event);
+        let in_zone = sector.expect("a sector") % number(ZONE * BLOCK / 512);
+        assert_eq!((in_zone, bytes, &event["rwbs"]), (0, 4096, &"ZAS".into()), "{event}");
+    }
+    // Metadata is written some other way and at some other time, but the data is in nothing else.
+    let writes = finished.of("event").filter(|event| event["op"] == "Write");
+    assert_eq!(writes.filter(|event| event["size_bytes"] == 4096).count(), 0);
+    Outcome::Passed
+}
+
+/// Writing zeroes is no write, and not a discard either.
+fn zeroes() -> Outcome {
+    let own = kernel() == "own";
+    // A file of the machines' /tmp cannot do it.
+    let (in_file, debug) = if own {
+        (Some(Disk::in_file()), None)
+    } else {
+        match DebugDisk::get() {
+            Ok(disk) => (None, Some(disk)),
+            Err(reason) => return Outcome::Skipped(reason),
+        }
+    };
+    let name = in_file.as_ref().map(|disk| &disk.name);
+    let name = name.or(debug.as_ref().map(|disk| &disk.name)).expect("one of them");
+    let direct = Direct::open(&Path::new("/dev").join(name));
+    let tool = start("biosnoop", &["-d", name, "-p", &std::process::id().to_string()]);
+    for i in 0..5 {
+        direct.range(Range::ZEROES, i * 64, 16).expect("BLKZEROOUT");
+    }
+    let finished = tool.stop();
+    if own && finished.of("event").any(|event| event["error"] == "EOPNOTSUPP") {
+        return Outcome::Skipped("the file system of /tmp cannot write zeroes".into());
+    }
+    let shown: Vec<_> = finished.of("event").map(of).collect();
+    let expected: Vec<_> = (0..5).map(|i| io("WriteZeroes", i * 64, 16)).collect();
+    assert_shown(&finished, &shown, &expected);
+    Outcome::Passed
+}
+
+/// No disk that can be had in a test takes secure erases: those on cards (mmc), and virtual ones of
+/// Xen and virtio, whose other side QEMU does not have. That they are refused is seen.
+fn secure_erase() -> Outcome {
+    let disk = Disk::any();
+    let direct = Direct::open(&disk.path());
+    let tool = start("biosnoop", &["-d", &disk.name, "-p", &std::process::id().to_string()]);
+    let refused = direct.range(Range::SECURE_ERASE, 0, 16).expect_err("no disk can do it");
+    assert_eq!(refused.raw_os_error(), Some(libc::EOPNOTSUPP));
+    let finished = tool.stop();
+    finished.assert_clean();
+    assert_eq!(finished.of("event").count(), 0);
+    Outcome::Skipped("no device here takes secure erases, only cards and some virtual disks".into())
+}
+
+/// A request of three processes is that of the one that it was made for, who is not the last to be
+/// merged into it; for the filters, too.
+fn three_owners() -> Outcome {
+    let mut neighbours = match Neighbours::new() {
+        Ok(neighbours) => neighbours,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let pids = neighbours.pids();
+    let [first, second, third] = pids.map(|pid| pid.to_string());
+    let all = format!("{first},{second},{third}");
+    let tools =
+        [(&all, true), (&first, true), (&second, false), (&third, false)].map(|(pid, expected)| {
+            (start("biosnoop", &["-Q", "-d", &neighbours.disk.name, "-p", pid]), expected)
+        });
+    let unfiltered = start("biosnoop", &["-d", &neighbours.disk.name]);
+    neighbours.read();
+    for (tool, expected) in tools.into_iter().chain([(unfiltered, true)]) {
+        let finished = tool.stop();
+        let events = finished.of("event").filter(|event| event["pid"] != std::process::id());
+        let shown: Vec<_> = events.map(|event| (of(event), event["pid"].clone())).collect();
+        let one = (io("Read", FIRST_BLOCK, 3), Value::from(pids[0]));
+        assert_eq!(shown, if expected { vec![one] } else { vec![] }, "{}", finished.end());
+    }
+    Outcome::Passed
 }
 
 /// What a process of a cgroup left in memory is written by a kernel thread, in its cgroup's name.
@@ -496,12 +643,11 @@ fn writeback() -> Outcome {
         Ok(status) if status.success() => {}
         _ => return Outcome::Skipped("there is no mkfs.ext4".into()),
     }
-    let directory = scratch("writeback");
-    let mounted = Command::new("mount").arg(disk.path()).arg(&directory).status().expect("mount");
-    if !mounted.success() {
-        return Outcome::Skipped("this kernel has no ext4".into());
-    }
-    let mounted = Mounted(directory.clone());
+    let mounted = match Mounted::new("ext4", &disk) {
+        Ok(mounted) => mounted,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let directory = mounted.0.clone();
     let cgroup = Cgroup::new("bs-wb");
     let group = cgroup.path.to_str().expect("UTF-8");
     let all = start("biosnoop", &["-d", &disk.name]);
@@ -561,7 +707,10 @@ fn burst() -> Outcome {
         std::thread::yield_now();
     }
     let mut direct = Direct::open(&disk.path());
+    let (before, _) = disk.statistics();
     (0..READS).for_each(|i| direct.read(i % 4096));
+    let (after, _) = disk.statistics();
+    assert!(after[0] - before[0] >= number(READS), "the kernel's own statistics");
     kill(Pid::from_raw(i32::try_from(child.id()).expect("pid")), Signal::SIGINT).expect("kill");
     assert!(child.wait().expect("wait").success());
     let text = fs::read_to_string(&shown).expect("UTF-8");
@@ -570,8 +719,11 @@ fn burst() -> Outcome {
     let of_end = |field: &str| end[field].as_u64().unwrap_or(0);
     assert_eq!((of_end("events"), of_end("map_full")), (number(count), 0), "{end}");
     let counted = number(count) + of_end("lost");
-    // There are kernels that run no program at all for one hit in a hundred thousand.
-    let unseen = of_end("missed") + number(READS) / 10_000;
+    // What the kernel skipped it counts, and the twin may have dealt with it all the same. Only of
+    // a machine's own kernel that is not known: on one of 6.18 all tools at once do not see one or
+    // two of these requests, and no program of theirs has missed anything.
+    let unknown = if kernel() == "own" { 4 } else { 0 };
+    let unseen = of_end("missed") + unknown;
     assert!(counted <= number(READS) && number(READS) - counted <= unseen, "{end}");
     fs::remove_file(&shown).expect("removed");
     Outcome::Passed

@@ -14,9 +14,16 @@ use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::assert_time;
 use crate::support::command;
+use crate::support::debug_disk::DebugDisk;
+use crate::support::debug_disk::IN_HALVES;
 use crate::support::disk::BLOCK;
 use crate::support::disk::Direct;
 use crate::support::disk::Disk;
+use crate::support::disk::Range;
+use crate::support::disk::ZONE;
+use crate::support::disk::append;
+use crate::support::disk::file_that_appends;
+use crate::support::neighbours::Neighbours;
 use crate::support::start;
 use crate::support::text::assert_usage_errors;
 
@@ -24,6 +31,9 @@ pub const CASES: &[Case] = &[
     Case::new("by process, disk and direction", counts),
     Case::new("nothing is lost between intervals", intervals),
     Case::new("latency", latency).timed(),
+    Case::new("requests that are done by halves", in_halves),
+    Case::new("operations on zones", zones),
+    Case::new("a request of three processes", three_owners),
     Case::new("one name is one row", names),
     Case::new("orders", orders),
     Case::new("text", text),
@@ -152,6 +162,82 @@ fn latency() -> Outcome {
     assert_time(average, Duration::from_millis(20), *longest);
     assert_time(most, Duration::from_millis(20), *longest);
     assert_time(total, Duration::from_millis(200), waited.iter().sum());
+    Outcome::Passed
+}
+
+/// Requests of which the device does one half, and then is given the other half: each counts once,
+/// with all its bytes, and its time goes on until the last of them.
+fn in_halves() -> Outcome {
+    let disk = match DebugDisk::get() {
+        Ok(disk) => disk,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let own = std::process::id().to_string();
+    let tool = start("biotop", &["-p", &own, "-d", &disk.name, "60"]);
+    let reads = disk.read_in_halves(6);
+    let finished = tool.stop();
+    let key = (u64::from(std::process::id()), disk.name.clone(), "R".to_string());
+    let sums = (6, bytes(6 * IN_HALVES as u64));
+    assert_eq!(of(&finished), BTreeMap::from([(key, sums)]), "{}", finished.end());
+    let row = finished.of("row").next().expect("a row");
+    let fields = ["max_lat_ns", "total_lat_ns"];
+    let [most, total] =
+        fields.map(|field| Duration::from_nanos(row[field].as_u64().expect("a number")));
+    let (least, waited) =
+        (reads.iter().map(|read| read.least), reads.iter().map(|read| read.waited));
+    assert_time(total, least.clone().sum(), waited.clone().sum());
+    assert_time(most, least.max().expect("six"), waited.max().expect("six"));
+    Outcome::Passed
+}
+
+/// Data that the device appends to a zone is written, and what is done to zones is neither read nor
+/// written.
+fn zones() -> Outcome {
+    let disk = match Disk::zoned() {
+        Ok(disk) => disk,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let (mounted, file) = match file_that_appends(&disk) {
+        Ok(file) => file,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let own = std::process::id().to_string();
+    let appending = start("biotop", &["-p", &own, "-d", &disk.name, "60"]);
+    append(&file, 7);
+    let appending = of(&appending.stop());
+    drop((file, mounted));
+    let direct = Direct::open(&disk.path());
+    let managing = start("biotop", &["-p", &own, "-d", &disk.name, "60"]);
+    for range in [Range::RESET_ZONES, Range::OPEN_ZONES, Range::CLOSE_ZONES, Range::FINISH_ZONES] {
+        direct.range(range, 2 * ZONE, 2 * ZONE).expect("zones");
+    }
+    let managing = of(&managing.stop());
+    let key =
+        |direction: &str| (u64::from(std::process::id()), disk.name.clone(), direction.to_string());
+    assert_eq!(appending.get(&key("W")), Some(&(7, bytes(7))), "{appending:?}");
+    assert_eq!(managing, BTreeMap::from([(key("O"), (8, 0))]));
+    Outcome::Passed
+}
+
+/// A request of three processes counts once, with all its bytes, for the one that it was made for.
+fn three_owners() -> Outcome {
+    let mut neighbours = match Neighbours::new() {
+        Ok(neighbours) => neighbours,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let pids = neighbours.pids();
+    let disk = neighbours.disk.name.clone();
+    let tools = pids.map(|pid| start("biotop", &["-p", &pid.to_string(), "-d", &disk, "60"]));
+    let all = start("biotop", &["-d", &disk, "60"]);
+    neighbours.read();
+    let mut all = of(&all.stop());
+    let key = |pid: u32| (u64::from(pid), disk.clone(), "R".to_string());
+    // This process kept the disk busy.
+    assert_eq!(all.remove(&key(std::process::id())), Some((2, bytes(2))));
+    let one = BTreeMap::from([(key(pids[0]), (1, bytes(3)))]);
+    assert_eq!(all, one);
+    let [first, second, third] = tools.map(|tool| of(&tool.stop()));
+    assert_eq!((first, second, third), (one, BTreeMap::new(), BTreeMap::new()));
     Outcome::Passed
 }
 

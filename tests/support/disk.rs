@@ -89,6 +89,20 @@ impl Disk {
         Ok(Self { name, made: Made::Null(config) })
     }
 
+    /// A zoned device of 64 zones: the first can be written anywhere, the others only from their
+    /// start on.
+    pub fn zoned() -> Result<Self, String> {
+        Self::null(&[
+            ("size", "256"),
+            ("blocksize", "4096"),
+            ("zoned", "1"),
+            ("zone_size", "4"),
+            ("zone_nr_conv", "1"),
+            ("memory_backed", "1"),
+            ("irqmode", "0"),
+        ])
+    }
+
     /// A loop device over a file of 64 MB, with partitions.
     pub fn in_file() -> Self {
         let file = scratch("loop").join("image");
@@ -167,6 +181,75 @@ impl Drop for Disk {
     }
 }
 
+/// Blocks of a zone of [`Disk::zoned`].
+pub const ZONE: usize = (4 << 20) / BLOCK;
+
+/// A mounted device.
+pub struct Mounted(pub PathBuf);
+
+impl Mounted {
+    /// Mounts a device, or says why it cannot be done.
+    pub fn new(kind: &str, disk: &Disk) -> Result<Self, String> {
+        let directory = scratch(kind);
+        let mut mount = Command::new("mount");
+        mount.args(["-t", kind]).arg(disk.path()).arg(&directory);
+        let output = mount.output().expect("mount");
+        if !output.status.success() {
+            return Err(format!(
+                "{kind} is not there: {}",
+                String::from_utf8_lossy(&output.stderr)
+            ));
+        }
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// A file of a zoned device to which direct writes are appended by the device. Of the file systems,
+/// zonefs did so before 16d7fd3cfa72 "zonefs: use iomap for synchronous direct writes" (6.6), and
+/// btrfs has known zones since 5.12.
+pub fn file_that_appends(disk: &Disk) -> Result<(Mounted, File), String> {
+    let (mounted, path, flags) = if super::kernel() == "5.10" {
+        // The superblock: magic number, checksum, and no features.
+        let mut block = [0u8; BLOCK];
+        block[..4].copy_from_slice(&0x5a4f_4653u32.to_le_bytes());
+        let mut crc = u32::MAX;
+        for byte in block {
+            crc ^= u32::from(byte);
+            for _ in 0..8 {
+                crc = crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 };
+            }
+        }
+        block[4..8].copy_from_slice(&crc.to_le_bytes());
+        let mut direct = Direct::open(&disk.path());
+        direct.block().copy_from_slice(&block);
+        direct.write(0);
+        drop(direct);
+        let mounted = Mounted::new("zonefs", disk)?;
+        let path = mounted.0.join("seq/3");
+        (mounted, path, 0)
+    } else {
+        let mut mkfs = Command::new("mkfs.btrfs");
+        mkfs.args(["-q", "-f", "-m", "single", "-d", "single"]).arg(disk.path());
+        match mkfs.output() {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => return Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+            Err(_) => return Err("there is no mkfs.btrfs".into()),
+        }
+        let mounted = Mounted::new("btrfs", disk)?;
+        let path = mounted.0.join("file");
+        (mounted, path, libc::O_CREAT)
+    };
+    let mut options = OpenOptions::new();
+    let file = options.write(true).custom_flags(libc::O_DIRECT | flags).mode(0o600).open(&path);
+    Ok((mounted, file.unwrap_or_else(|error| panic!("{}: {error}", path.display()))))
+}
+
 /// A device opened for I/O past the page cache: each call is one request.
 pub struct Direct {
     /// The open device.
@@ -214,27 +297,103 @@ impl Direct {
 
     /// Discards `blocks` blocks from this one on.
     pub fn discard(&self, number: usize, blocks: usize) {
-        const BLKDISCARD: libc::c_ulong = 0x1277;
-        let range = [(number * BLOCK) as u64, (blocks * BLOCK) as u64];
+        self.range(Range::DISCARD, number, blocks).expect("BLKDISCARD");
+    }
+
+    /// Asks for something to be done to `blocks` blocks from this one on.
+    pub fn range(&self, what: Range, number: usize, blocks: usize) -> io::Result<()> {
+        let unit = if what.in_sectors { BLOCK / 512 } else { BLOCK };
+        let range = [(number * unit) as u64, (blocks * unit) as u64];
         // SAFETY: the request takes two u64.
-        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) };
-        assert_eq!(result, 0, "BLKDISCARD");
+        let result =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), what.request as _, range.as_ptr()) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }
 
-/// Submits reads of these blocks at once and waits for them.
-pub fn read_at_once(ring: &mut IoUring, direct: &Direct, blocks: &[usize]) {
+/// What can be asked for a range of a device: numbers of linux/fs.h and linux/blkzoned.h.
+#[derive(Clone, Copy, Debug)]
+pub struct Range {
+    request: u32,
+    in_sectors: bool,
+}
+
+impl Range {
+    const fn bytes(number: u32) -> Self {
+        Self { request: 0x1200 | number, in_sectors: false }
+    }
+
+    const fn zones(number: u32) -> Self {
+        // _IOW(0x12, number, struct blk_zone_range)
+        Self { request: 0x4010_1200 | number, in_sectors: true }
+    }
+
+    /// Its content is not needed any more.
+    pub const DISCARD: Self = Self::bytes(119);
+    /// The same, and nobody may ever read it again.
+    pub const SECURE_ERASE: Self = Self::bytes(125);
+    /// Zeroes are written.
+    pub const ZEROES: Self = Self::bytes(127);
+    /// Zones are emptied.
+    pub const RESET_ZONES: Self = Self::zones(131);
+    /// Zones are opened.
+    pub const OPEN_ZONES: Self = Self::zones(134);
+    /// Zones are closed.
+    pub const CLOSE_ZONES: Self = Self::zones(135);
+    /// Zones are made full.
+    pub const FINISH_ZONES: Self = Self::zones(136);
+}
+
+/// Appends so many blocks to a file, each with a write of its own.
+pub fn append(file: &File, blocks: usize) {
+    let memory = vec![1u8; 2 * BLOCK];
+    let at = memory.as_ptr().align_offset(BLOCK);
+    for i in 0..blocks {
+        file.write_all_at(&memory[at..at + BLOCK], (i * BLOCK) as u64).expect("write");
+    }
+}
+
+/// Puts reads of these blocks into the ring; the memory that they read to, which must outlive them.
+fn prepare(ring: &mut IoUring, direct: &Direct, blocks: &[usize]) -> Vec<u8> {
     let mut memory = vec![0u8; (blocks.len() + 1) * BLOCK];
     let start_of = memory.as_ptr().align_offset(BLOCK);
     for (i, block) in blocks.iter().enumerate() {
         let at = memory[start_of + i * BLOCK..].as_mut_ptr();
         let fd = types::Fd(direct.file.as_raw_fd());
         let length = u32::try_from(BLOCK).expect("small");
-        let entry = opcode::Read::new(fd, at, length).offset((block * BLOCK) as u64).build();
-        // SAFETY: the memory outlives the reads, which are waited for.
+        let entry = opcode::Read::new(fd, at, length).offset((block * BLOCK) as u64);
+        let entry = entry.build().user_data(*block as u64);
+        // SAFETY: the callers keep the memory until the reads are over.
         unsafe { ring.submission().push(&entry).expect("room") };
     }
+    memory
+}
+
+/// Submits reads of these blocks at once and waits for them.
+pub fn read_at_once(ring: &mut IoUring, direct: &Direct, blocks: &[usize]) {
+    let _memory = prepare(ring, direct, blocks);
     ring.submit_and_wait(blocks.len()).expect("submit");
     let done: Vec<_> = ring.completion().map(|done| done.result()).collect();
     assert_eq!(done, vec![i32::try_from(BLOCK).expect("small"); blocks.len()]);
+}
+
+/// The same; how long the submission took, and which block was read when, counted from before it.
+pub fn read_timed(
+    ring: &mut IoUring,
+    direct: &Direct,
+    blocks: &[usize],
+) -> (Duration, Vec<(usize, Duration)>) {
+    let _memory = prepare(ring, direct, blocks);
+    let started = Instant::now();
+    ring.submit().expect("submit");
+    let submission = started.elapsed();
+    let mut all = Vec::new();
+    while all.len() < blocks.len() {
+        ring.submit_and_wait(1).expect("wait");
+        for done in ring.completion() {
+            assert_eq!(done.result(), i32::try_from(BLOCK).expect("small"));
+            all.push((usize::try_from(done.user_data()).expect("a block"), started.elapsed()));
+        }
+    }
+    (submission, all)
 }

@@ -6,9 +6,11 @@
 
 pub mod burner;
 pub mod compile;
+pub mod debug_disk;
 pub mod disk;
 pub mod file_system;
 pub mod fuse;
+pub mod neighbours;
 pub mod net;
 pub mod pinned;
 pub mod sched;

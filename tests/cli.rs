@@ -139,15 +139,16 @@ fn bad_input_is_a_usage_error_in_every_tool() {
         usage_error(&[tool, "--from", "/no/such/file"], "--from");
         usage_error(&[tool, "--from", "/dev/null", "--pid", "1"], "--pid");
         usage_error(&[tool, "--from", "/dev/null", "--", "true"], "COMMAND");
-        if events_or_rows(tool).is_empty() {
-            usage_error(&[tool, "--filter", "boot_ns = 1"], "histogram");
-            usage_error(&[tool, "--from", "/dev/null"], "--from");
-        } else {
-            usage_error(&[tool, "--filter", "no_such_field = 1"], "no_such_field");
-            usage_error(&[tool, "--filter", "boot_ns = x"], "'x' is not a number");
-            usage_error(&[tool, "--filter", "ts ~ ("], "regular expression");
-            usage_error(&[tool, "--filter", "ts < 1"], "compare numbers");
-            usage_error(&[tool, "--from", "/dev/null"], "nothing in it");
+        usage_error(&[tool, "--filter", "no_such_field = 1"], "no_such_field");
+        usage_error(&[tool, "--filter", "boot_ns = x"], "'x' is not a number");
+        usage_error(&[tool, "--filter", "ts ~ ("], "regular expression");
+        usage_error(&[tool, "--filter", "ts < 1"], "compare numbers");
+        let no_file =
+            if events_or_rows(tool).is_empty() { "events and tables" } else { "nothing in it" };
+        usage_error(&[tool, "--from", "/dev/null"], no_file);
+        // Nor is there a brake for what is counted in the kernel.
+        if !events_or_rows(tool).iter().any(|of| of["properties"]["type"]["const"] == "event") {
+            usage_error(&[tool, "--max-rate", "1"], "--max-rate");
         }
         // Tools without tables have nothing to sort.
         if !stdout(&[tool, "--help"]).contains("--sort") {

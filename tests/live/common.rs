@@ -56,7 +56,7 @@ pub const CASES: &[Case] = &[
     Case::new("saved events look as they did live", saved),
     Case::new("filters on fields", field_filters),
     Case::new("no capabilities, no kernel types", cannot_run),
-    Case::new("no tracefs", no_tracefs),
+    Case::new("no tracefs, and a duration", no_tracefs),
     Case::new("what comes after ready is seen", ready_promise),
     // On fexit, a call that is under way when another tool attaches is not seen on some kernels.
     Case::alone("a brake", max_rate),
@@ -697,14 +697,18 @@ fn left_behind() -> Outcome {
 
 /// No tool of those that exist needs tracefs: they hook by BTF and by perf's own probes, only that
 /// return probes then have little room.
+///
+/// Each ends by itself, as all do with `--duration`.
 fn no_tracefs() -> Outcome {
     for tool in running_tools() {
         let hide = "for at in /sys/kernel/tracing /sys/kernel/debug; do \
                     while mountpoint -q $at; do umount -l $at; done; done; \
                     test ! -e /sys/kernel/tracing/events";
         let mut command = apart(hide);
-        command.args([tool, "--output", "json"]).args(idle(tool));
-        start_command(command).stop().assert_clean();
+        command.args([tool, "--output", "json", "--duration", "0.1"]).args(idle(tool));
+        let finished = start_command(command).finish();
+        finished.assert_clean();
+        assert_eq!(finished.end()["reason"], "duration", "{tool}");
     }
     Outcome::Passed
 }

@@ -487,7 +487,8 @@ fn share(of: usize) -> Option<usize> {
 /// does it does not pass, nothing is shown; and under those that he passes, something.
 fn each_filter() -> Outcome {
     let works = works();
-    let mut idle = Command::new("sleep").arg("infinity").spawn().expect("sleep");
+    // Waits for as long as its stdin is open: until this test has ended, in whatever way.
+    let mut idle = Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat");
     let pid = idle.id().to_string();
     let (mine, other) = (Cgroup::new("each-mine"), Cgroup::new("each-other"));
     let path = |cgroup: &Cgroup| cgroup.path.to_str().expect("UTF-8").to_string();
@@ -544,7 +545,7 @@ fn each_filter() -> Outcome {
         include.assert_clean();
         itself += u32::from(shown(&include) > 0);
     }
-    idle.kill().expect("kill");
+    drop(idle.stdin.take());
     idle.wait().expect("wait");
     let count = u32::try_from(running_tools().count()).expect("small");
     // What these do is not for all tools; but were it for few, nothing would have been tested.

@@ -15,6 +15,7 @@
 #include "block.h"
 #include "filter.h"
 #include "histogram.h"
+#include "pid_keys.h"
 #include "stack.h"
 #include "twin.h"
 
@@ -74,7 +75,7 @@ static __always_inline int submitted(__u64 *ctx, bool is_twin)
 
 	__u64 id = bpf_get_current_pid_tgid();
 	struct stack_slot *slot = event_slot(is_twin ? (void *)&slot_getrq_twin : &slot_getrq);
-	struct origin origin = { .start_ns = bpf_ktime_get_ns(), .pid = current_ids() >> 32 };
+	struct origin origin = { .start_ns = bpf_ktime_get_ns(), .pid = current_pid_key() };
 
 	if (!slot || !twin_first((__u32)id, is_twin))
 		return 0;

@@ -6,6 +6,7 @@
  */
 #include "block_track.h"
 #include "intervals.h"
+#include "pid_keys.h"
 
 enum direction {
 	DIRECTION_READ,
@@ -106,7 +107,7 @@ static __always_inline int done(__u64 *ctx, bool typed, bool is_twin)
 		return 0;
 	if (entry->submitter.known) {
 		key.cgroup_id = entry->submitter.head.cgroup_id;
-		key.pid = entry->submitter.head.pid;
+		key.pid = head_pid_key(&entry->submitter.head);
 		__builtin_memcpy(key.comm, entry->submitter.head.comm, sizeof(key.comm));
 	}
 	key.disk = request_disk(request, typed);

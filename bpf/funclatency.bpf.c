@@ -13,6 +13,7 @@
 #include "bpfscope.h"
 #include "filter.h"
 #include "histogram.h"
+#include "pid_keys.h"
 #include "twin.h"
 
 /* How deeply calls may be nested in one thread, and the most that can be asked for. */
@@ -288,7 +289,7 @@ static __always_inline int call_ends(__u32 key, __u64 place)
 	if (want_processes) {
 		struct function_process group = {
 			.function = function,
-			.pid = current_ids() >> 32,
+			.pid = current_pid_key(),
 		};
 
 		histogram_add(&process_latencies, &group, value, latency);

@@ -17,6 +17,7 @@
 #include "filter.h"
 #include "interrupt.h"
 #include "own_stack.h"
+#include "pid_keys.h"
 #include "stack.h"
 
 /* In the order of FUNCTIONS in the user side. */
@@ -318,9 +319,6 @@ struct {
 struct process {
 	/* What is older than this is gone: another program is executed. */
 	__u64 since_ns;
-	/* As the tool's own PID namespace numbers it. */
-	__u32 pid;
-	__u32 pad;
 	char comm[TASK_COMM_LEN];
 };
 EXPORT_STRUCT(process);
@@ -346,7 +344,7 @@ static __always_inline void know_process(__u32 owner)
 
 	if (bpf_map_lookup_elem(&processes__uprobe, &owner))
 		return;
-	process.pid = current_ids() >> 32;
+	current_pid_key();
 	process_name(&process);
 	map_insert(&processes__uprobe, &owner, &process, BPF_NOEXIST);
 }

@@ -13,6 +13,7 @@
 
 #include "bpfscope.h"
 #include "events.h"
+#include "pid_keys.h"
 
 /* The largest kernel.perf_event_max_stack that is of use here. */
 #define STACK_FRAMES 1024
@@ -36,7 +37,10 @@ const volatile __u64 stack_seed;
 const volatile bool want_kernel_stacks = true;
 const volatile bool want_user_stacks = true;
 
-/* What one line of the result is about; a tool leaves out what it does not tell apart. */
+/*
+ * What one line of the result is about; a tool leaves out what it does not tell apart. The numbers
+ * are the host's (pid_keys.h).
+ */
 struct stack_key {
 	__u64 kernel;
 	__u64 user;
@@ -114,7 +118,7 @@ static __always_inline __u64 stack_of(void *ctx, struct stack_slot *slot, __u64 
 static __always_inline void stack_key_of_current(void *ctx, struct stack_slot *slot,
 						 struct stack_key *key, bool is_kthread)
 {
-	__u64 id = current_ids();
+	__u64 id = current_id_keys(true);
 
 	key->pid = id >> 32;
 	key->tid = (__u32)id;

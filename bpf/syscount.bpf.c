@@ -14,6 +14,7 @@
 #include "filter.h"
 #include "histogram.h"
 #include "intervals.h"
+#include "pid_keys.h"
 #include "syscall.h"
 
 /* Numbers that have a place in arrays; others are counted like everything that comes and goes. */
@@ -125,7 +126,7 @@ static __always_inline void count_by_key(__s32 number, bool is_32bit, __u32 erro
 		key.is_32bit = is_32bit;
 	}
 	if (want_by_process)
-		key.pid = current_ids() >> 32;
+		key.pid = current_pid_key();
 	if (want_by_cgroup)
 		key.cgroup_id = bpf_get_current_cgroup_id();
 	if (want_by_error)

@@ -22,6 +22,7 @@
  */
 #include "bpfscope.h"
 #include "events.h"
+#include "pid_keys.h"
 #include "sock.h"
 
 /* What is known of a connection beside the rest. */
@@ -91,7 +92,7 @@ static __always_inline void fill(struct count *count, struct sock *sock, const s
 	count->cgroup_id = life->head.cgroup_id;
 	count->tuple = *tuple;
 	__builtin_memcpy(count->comm, life->head.comm, sizeof(count->comm));
-	count->pid = life->head.pid;
+	count->pid = head_pid_key(&life->head);
 	__builtin_memset(count->pad, 0, sizeof(count->pad));
 }
 
@@ -277,6 +278,7 @@ int older(struct bpf_iter__task_file *ctx)
 	if (!sock || !is_older(sock) || !filter_task(task))
 		return 0;
 	life.head.pid = task_pid(task);
+	life.head.host_pid = pidns_inode ? BPF_CORE_READ(task, tgid) : 0;
 	life.head.cgroup_id = task_cgroup_id(task);
 	BPF_CORE_READ_STR_INTO(&life.head.comm, task, comm);
 	begin_older(sock, &life);

@@ -13,6 +13,7 @@
 #include "histogram.h"
 #include "filter.h"
 #include "intervals.h"
+#include "pid_keys.h"
 
 enum times_by {
 	TIMES_OF_ALL,
@@ -67,12 +68,12 @@ static __always_inline __u64 times_key(struct task_struct *task)
 {
 	switch (times_by) {
 	case TIMES_BY_PID:
-		return task_pid(task);
+		return task_pid_key(task);
 	case TIMES_BY_TID:
 		/* Idle threads all have the id 0. They are told apart by the CPU, which is this. */
 		if (BPF_CORE_READ(task, pid) == 0)
 			return (__u64)bpf_get_smp_processor_id() << 32;
-		return task_tid(task);
+		return task_tid_key(task);
 	case TIMES_BY_PIDNS:
 		return BPF_CORE_READ(times_pidns(task), ns.inum);
 	default:

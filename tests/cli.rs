@@ -139,15 +139,16 @@ fn bad_input_is_a_usage_error_in_every_tool() {
         usage_error(&[tool, "--from", "/no/such/file"], "--from");
         usage_error(&[tool, "--from", "/dev/null", "--pid", "1"], "--pid");
         usage_error(&[tool, "--from", "/dev/null", "--", "true"], "COMMAND");
-        if events_or_rows(tool).is_empty() {
-            usage_error(&[tool, "--filter", "boot_ns = 1"], "histogram");
-            usage_error(&[tool, "--from", "/dev/null"], "--from");
-        } else {
-            usage_error(&[tool, "--filter", "no_such_field = 1"], "no_such_field");
-            usage_error(&[tool, "--filter", "boot_ns = x"], "'x' is not a number");
-            usage_error(&[tool, "--filter", "ts ~ ("], "regular expression");
-            usage_error(&[tool, "--filter", "ts < 1"], "compare numbers");
-            usage_error(&[tool, "--from", "/dev/null"], "nothing in it");
+        usage_error(&[tool, "--filter", "no_such_field = 1"], "no_such_field");
+        usage_error(&[tool, "--filter", "boot_ns = x"], "'x' is not a number");
+        usage_error(&[tool, "--filter", "ts ~ ("], "regular expression");
+        usage_error(&[tool, "--filter", "ts < 1"], "compare numbers");
+        let no_file =
+            if events_or_rows(tool).is_empty() { "events and tables" } else { "nothing in it" };
+        usage_error(&[tool, "--from", "/dev/null"], no_file);
+        // Nor is there a brake for what is counted in the kernel.
+        if !events_or_rows(tool).iter().any(|of| of["properties"]["type"]["const"] == "event") {
+            usage_error(&[tool, "--max-rate", "1"], "--max-rate");
         }
         // Tools without tables have nothing to sort.
         if !stdout(&[tool, "--help"]).contains("--sort") {
@@ -601,6 +602,57 @@ fn saved_records_are_shown_again() {
         let is_zero =
             |line: &String| line.trim().parse::<f64>().is_ok_and(|seconds| seconds == 0.0);
         assert!(since.iter().any(is_zero), "{tool}: {since:?}");
+    }
+    assert!(tried > 0);
+}
+
+/// Every tool that has tables sorts them by any field and cuts them, in JSON and CSV as well.
+#[test]
+fn tables_are_sorted_and_cut() {
+    let mut tried = 0;
+    for tool in tools() {
+        // Upstream has options of that name which mean something else.
+        let options = stdout(&["docs", "options", &tool]);
+        let has = |name: &str| {
+            options
+                .lines()
+                .any(|line| line.starts_with("common") && line.split(' ').any(|word| word == name))
+        };
+        if !has("--sort") {
+            assert!(!has("--rows"), "{tool}");
+            continue;
+        }
+        usage_error(&[&tool, "--sort", "no_such_field"], "no_such_field");
+        usage_error(&[&tool, "--rows", "0"], "--rows");
+        let mut lines = sample(&tool);
+        let place = lines.iter().position(|line| line["type"] == "row").expect("a row");
+        let row = lines.remove(place);
+        // The one in which nothing could be read stays: it comes last.
+        let fields = stdout(&["docs", "fields", &tool]);
+        for line in fields.lines().filter(|line| line.ends_with(" Uint")) {
+            let field = line.split(' ').nth(1).expect("a name");
+            if row.get(field).is_none() {
+                continue;
+            }
+            let mut all = lines.clone();
+            for number in [5, 9, 7] {
+                let mut row = row.clone();
+                row[field] = number.into();
+                all.insert(place, row);
+            }
+            let text: String = all.iter().map(|line| format!("{line}\n")).collect();
+            let shown = |args: &[&str]| -> Vec<Value> {
+                let args = [&["--output", "json", "--sort", field], args].concat();
+                let lines = lines_of(&from(&tool, &text, &args));
+                let lines = lines.iter().map(|line| serde_json::from_str(line).expect("JSON"));
+                let mut rows: Vec<Value> = lines.collect();
+                rows.retain(|line| line["type"] == "row");
+                rows.iter().map(|row| row[field].clone()).collect()
+            };
+            assert_eq!(shown(&[]), [9.into(), 7.into(), 5.into(), Value::Null], "{tool} {field}");
+            assert_eq!(shown(&["--rows", "2"]), [Value::from(9), 7.into()], "{tool} {field}");
+            tried += 1;
+        }
     }
     assert!(tried > 0);
 }

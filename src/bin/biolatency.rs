@@ -197,8 +197,9 @@ them passes the filter. It has no place on the disk, so -d with a partition leav
                     disk.map_or(Value::Null, Value::Str),
                     flags.as_deref().map_or(Value::Null, Value::Str),
                 ];
-                out.histogram(0, Some(&title), &key, &latency, unit);
-                all.add(&latency.slots, latency.sum);
+                if out.histogram(0, Some(&title), &key, &latency, unit) {
+                    all.add(&latency.slots, latency.sum);
+                }
             }
             if self.extension && all.count() > 0 {
                 out.line(&all.summary(unit));

@@ -18,6 +18,7 @@ use bpfscope::histogram;
 use bpfscope::histogram::Histogram;
 use bpfscope::histogram::Intervals;
 use bpfscope::histogram::Unit;
+use bpfscope::pidns;
 use bpfscope::prelude::*;
 use bpfscope::stacks;
 use bpfscope::stacks::Stack;
@@ -183,8 +184,9 @@ Functions of the kernel lack names where kernel.kptr_restrict hides them.",
                 let comm = until_nul(&comm);
                 let disk = disks.name(*disk);
                 let mut title = format!(
-                    "{:<14.14} {pid:<6} {:<7}\n",
+                    "{:<14.14} {:<6} {:<7}\n",
                     escape::printable(comm),
+                    pidns::shown(*pid),
                     escape::printable(disk.unwrap_or("Unknown").as_bytes()),
                 )
                 .into_bytes();
@@ -198,8 +200,9 @@ Functions of the kernel lack names where kernel.kptr_restrict hides them.",
                     stack.value(true),
                 ];
                 let title = String::from_utf8_lossy(&title);
-                out.histogram(0, Some(&title), &key, latency, unit);
-                out.line("");
+                if out.histogram(0, Some(&title), &key, latency, unit) {
+                    out.line("");
+                }
             }
             out.report_done();
             stacks::complain_of_missing(

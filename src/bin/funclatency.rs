@@ -16,6 +16,7 @@ use bpfscope::histogram;
 use bpfscope::histogram::Histogram;
 use bpfscope::histogram::Intervals;
 use bpfscope::histogram::Unit;
+use bpfscope::pidns;
 use bpfscope::prelude::*;
 use bpfscope::threads;
 use libbpf_rs::MapFlags;
@@ -483,7 +484,7 @@ that lie at the same place of a page, -F says so and ends.",
                 let name = name.filter(|_| apart || found.names.len() == 1);
                 let shown = escape::printable(name.unwrap_or(&target).as_bytes());
                 let title = match pid {
-                    Some(pid) => Some(format!("Function = {shown} [{pid}]")),
+                    Some(pid) => Some(format!("Function = {shown} [{}]", pidns::shown(pid))),
                     None => self.by_function.then(|| format!("Function = {shown}")),
                 };
                 if all.count() > 0 {
@@ -493,8 +494,9 @@ that lie at the same place of a page, -F says so and ends.",
                     name.map_or(Value::Null, Value::Str),
                     pid.map_or(Value::Null, |pid| Value::Uint(pid.into())),
                 ];
-                out.histogram(0, title.as_deref(), &key, &latency, unit);
-                all.add(&latency.slots, latency.sum);
+                if out.histogram(0, title.as_deref(), &key, &latency, unit) {
+                    all.add(&latency.slots, latency.sum);
+                }
             }
             if all.count() > 0 {
                 let total = all.sum / unit.scale;

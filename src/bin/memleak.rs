@@ -672,7 +672,7 @@ impl Args {
         StackKey {
             kernel: if self.of_programs { 0 } else { stack },
             user: if self.of_programs { stack } else { 0 },
-            pid: process.map_or(0, |process| process.pid),
+            pid: process.map_or(0, |_| owner),
             tid: function,
             comm: process.map_or([0; 16], |process| process.comm),
         }

@@ -15,6 +15,7 @@ use bpfscope::histogram::Intervals;
 use bpfscope::maps;
 use bpfscope::names;
 use bpfscope::output::Form;
+use bpfscope::pidns;
 use bpfscope::prelude::*;
 use bpfscope::swapped::Swapped;
 use bpfscope::syscalls::Abi;
@@ -404,7 +405,7 @@ impl Args {
         let call = key.call.map(|(abi, number)| abi.shown(number));
         let mut title = Vec::new();
         if self.process {
-            title.push(format!("pid = {} {}", key.pid, escape::printable(comm)));
+            title.push(format!("pid = {} {}", pidns::shown(key.pid), escape::printable(comm)));
         }
         if self.by_cgroup {
             let path = path.as_deref().map_or_else(|| "?".into(), escape::printable);

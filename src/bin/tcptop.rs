@@ -303,8 +303,7 @@ fn show(rows: &[(types::count, Bytes)], out: &mut Output) {
         out.row(
             0,
             &[
-                // In a PID namespace, 0 stands for a process that it does not see.
-                if count.pid == 0 { Value::Null } else { known(Value::Uint(count.pid.into())) },
+                known(Value::Uint(count.pid.into())),
                 known(Value::Bytes(until_nul(&comm))),
                 known(Value::Id(count.cgroup_id)),
                 known(container.as_ref().map_or(Value::Null, |c| Value::Bytes(c.as_bytes()))),

@@ -9,7 +9,6 @@ use regex_lite::Regex;
 
 use crate::error::usage;
 use crate::names;
-use crate::record::Class;
 use crate::record::Kind;
 use crate::record::Source;
 use crate::value::Format;
@@ -220,18 +219,12 @@ fn with_text<R>(value: &Value<'_>, test: impl FnOnce(&[u8]) -> R) -> Option<R> {
 /// The tests of each kind; `None` for a kind that has not all of the fields, which never passes.
 ///
 /// # Errors
-/// A usage error for a field that no event or row has, and for a value that is not of its type.
+/// A usage error for a field that no record has, which of a histogram is its key, and for a value that is not of its type.
 pub(crate) fn bind(conditions: &[Condition], kinds: &[Kind]) -> Result<Vec<Option<Vec<Test>>>> {
     for Condition { field, .. } in conditions {
-        let mut tested = kinds.iter().filter(|kind| kind.class != Class::Histogram).peekable();
-        if tested.peek().is_none() {
-            let why =
-                "--filter makes no sense here: a histogram has counted what it could leave out";
-            return Err(usage(why));
-        }
         let mut names: Vec<&str> = Vec::new();
         let mut exists = false;
-        for kind in tested {
+        for kind in kinds {
             for (_, known) in kind.all_fields() {
                 exists |= known.name == field
                     || (known.ty.has_raw() && field.strip_suffix("_raw") == Some(known.name));
@@ -371,6 +364,9 @@ mod tests {
         assert!(unknown.contains("'z'") && unknown.contains("x, e, y"), "{unknown}");
         let histogram = [Kind::histogram("h")];
         let refused = bind(&[Condition::parse("x = 1").expect("a condition")], &histogram);
-        assert!(refused.expect_err("refused").to_string().contains("histogram"));
+        assert!(refused.expect_err("refused").to_string().contains("'x'"));
+        let keyed = [Kind::histogram("h").field("x", Type::Uint, "")];
+        let bound = bind(&[Condition::parse("x = 1").expect("a condition")], &keyed);
+        assert!(bound.expect("a key is a field")[0].is_some());
     }
 }

@@ -215,7 +215,8 @@ const OUTPUT_PIDNS: &str = "
 of the runtime, also when the process has ended. A container in a container is the outer one.
 
 A tool that runs in a PID namespace has `pid`, `tid` and `ppid` as that namespace has them, null for
-processes that it does not see, and in every `event` besides:
+processes that it does not see. Besides, every `event` has `host_pid` and `host_tid`, and so has what
+has `pid` or `tid` as a field of its own, a `row` or the `key` of a `histogram`:
 
 | field | JSON type | unit | meaning |
 |---|---|---|---|

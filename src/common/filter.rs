@@ -128,6 +128,9 @@ pub fn configure(open: &mut OpenObject, common: &Common) -> Result<Vec<MapHandle
                 }
             }
         }
+        if map.name() == pidns::NOTED {
+            map.set_autocreate(pidns::own().is_some())?;
+        }
         if map.name() == "filter_tree" {
             map.set_autocreate(tree)?;
             // As many as there can be processes on most machines (kernel.pid_max).
@@ -206,6 +209,7 @@ fn processes() -> Vec<(u32, u32)> {
 /// # Errors
 /// Fails when the kernel refuses.
 pub fn fill(object: &Object, common: &Common) -> Result<()> {
+    pidns::attend(object)?;
     for (name, path) in pinned_maps(common) {
         if let (Some(path), Some(map)) = (path, object.maps().find(|map| map.name() == name)) {
             let pinned = open_pinned(path)?;

@@ -23,8 +23,10 @@ use crate::escape;
 use crate::escape::until_nul;
 use crate::histogram::Histogram;
 use crate::histogram::Unit;
+use crate::pidns;
 use crate::record::Class;
 use crate::record::Column;
+use crate::record::HOST;
 use crate::record::Kind;
 use crate::record::PROCESS;
 use crate::record::Records;
@@ -594,10 +596,36 @@ impl Output {
     /// of its report. Returns whether it was or will be shown.
     pub fn row(&mut self, kind: usize, values: &[Value<'_>]) -> bool {
         let now = self.clock.now();
-        self.record(kind, Some(now), Who::Nobody, values)
+        let (who, inside) = self.numbers(kind, values);
+        self.record(kind, Some(now), who, inside.as_deref().unwrap_or(values))
     }
 
-    /// Shows a saved event or row; `process` are the fields of [`PROCESS`], for an event.
+    /// In a PID namespace: the host's numbers of a row or histogram, whose fields `pid` and `tid`
+    /// are the host's, and its values with the numbers of the namespace in their place.
+    fn numbers<'a>(
+        &self,
+        kind: usize,
+        values: &[Value<'a>],
+    ) -> (Who<'static>, Option<Vec<Value<'a>>>) {
+        let kind = &self.plans[kind].kind;
+        if pidns::own().is_none() {
+            return (Who::Nobody, None);
+        }
+        let mut inside = values.to_vec();
+        let mut number = |name: &str| match kind.index(name).map(|index| &mut inside[index]) {
+            Some(value) => {
+                let &mut Value::Uint(host) = value else { return None };
+                let number = u32::try_from(host).ok().and_then(pidns::inside);
+                *value = number.map_or(Value::Null, |number| Value::Uint(number.into()));
+                Some(host)
+            }
+            None => None,
+        };
+        let who = Who::Host { pid: number("pid"), tid: number("tid") };
+        (who, Some(inside))
+    }
+
+    /// Shows a saved event or row; `process` are the fields of [`PROCESS`] and [`HOST`].
     pub(crate) fn saved(
         &mut self,
         kind: usize,
@@ -605,8 +633,7 @@ impl Output {
         process: &[Value<'_>],
         values: &[Value<'_>],
     ) {
-        let who = if process.is_empty() { Who::Nobody } else { Who::Saved(process) };
-        self.record(kind, boot_ns, who, values);
+        self.record(kind, boot_ns, Who::Saved(process), values);
     }
 
     /// Shows one entry of a report that is not a line of a table: as text what `text` writes,
@@ -617,7 +644,9 @@ impl Output {
             return;
         }
         let now = self.clock.now();
-        if self.passes(kind, Some(now), Who::Nobody, values) && self.take() {
+        let (who, inside) = self.numbers(kind, values);
+        let values = inside.as_deref().unwrap_or(values);
+        if self.passes(kind, Some(now), who, values) && self.take() {
             text(&mut self.buffer);
         }
     }
@@ -768,7 +797,8 @@ impl Output {
 
     /// Shows one histogram of the current report. `title` is the text line above the bars, if
     /// any, in the tool's own words and with what comes from outside already escaped; `key` are
-    /// the kind's fields, which stand for it in the other forms.
+    /// the kind's fields, which stand for it in the other forms. Returns whether it was shown
+    /// (`--filter`, `--limit`).
     pub fn histogram(
         &mut self,
         kind: usize,
@@ -776,11 +806,13 @@ impl Output {
         key: &[Value<'_>],
         histogram: &Histogram,
         unit: Unit,
-    ) {
-        if !self.take() {
-            return;
-        }
+    ) -> bool {
         let now = self.clock.now();
+        let (who, inside) = self.numbers(kind, key);
+        let key = inside.as_deref().unwrap_or(key);
+        if !self.passes(kind, Some(now), who, key) || !self.take() {
+            return false;
+        }
         if self.form == Form::Csv {
             self.header(kind);
         }
@@ -807,6 +839,13 @@ impl Output {
                 for (field, value) in plan.kind.fields.iter().zip(key) {
                     value.json(out, field.name, field.ty);
                 }
+                if pidns::own().is_some() {
+                    for (source, field) in plan.kind.host() {
+                        with_value(*source, None, who, key, &mut self.cgroups, |value| {
+                            value.json(out, field.name, field.ty);
+                        });
+                    }
+                }
                 if out.len() > start {
                     // The first key's comma.
                     out.remove(start);
@@ -827,16 +866,9 @@ impl Output {
                         if *source == Source::Time {
                             self.clock.push_iso(&mut self.buffer, now);
                         } else {
-                            with_value(
-                                *source,
-                                Some(now),
-                                Who::Nobody,
-                                key,
-                                &mut self.cgroups,
-                                |value| {
-                                    value.csv(&mut self.buffer, *ty);
-                                },
-                            );
+                            with_value(*source, Some(now), who, key, &mut self.cgroups, |value| {
+                                value.csv(&mut self.buffer, *ty);
+                            });
                         }
                         self.buffer.push(b',');
                     }
@@ -844,6 +876,7 @@ impl Output {
                 }
             }
         }
+        true
     }
 
     /// Draws tables over one another from now on, where the form, the options and the terminal
@@ -1074,7 +1107,10 @@ enum Who<'a> {
     Nobody,
     /// This task's.
     Task(&'a EventHead),
-    /// That of a saved event: the values of [`PROCESS`].
+    /// Of a process or thread that has these numbers outside of the tool's PID namespace: a row or
+    /// histogram in one.
+    Host { pid: Option<u64>, tid: Option<u64> },
+    /// That of a saved record: the values of [`PROCESS`] and [`HOST`].
     Saved(&'a [Value<'a>]),
 }
 
@@ -1090,9 +1126,11 @@ fn with_value<R>(
     match (source, who) {
         (Source::Field(index), _) => show(&values[index]),
         (Source::Time | Source::BootNs, _) => show(&boot_ns.map_or(Value::Null, Value::Id)),
-        (_, Who::Nobody) => show(&Value::Null),
+        (Source::HostPid, Who::Host { pid, .. }) => show(&pid.map_or(Value::Null, Value::Uint)),
+        (Source::HostTid, Who::Host { tid, .. }) => show(&tid.map_or(Value::Null, Value::Uint)),
+        (_, Who::Nobody | Who::Host { .. }) => show(&Value::Null),
         (_, Who::Saved(process)) => {
-            let index = PROCESS.iter().position(|(known, _)| *known == source);
+            let index = PROCESS.iter().chain(&HOST).position(|(known, _)| *known == source);
             show(index.and_then(|index| process.get(index)).unwrap_or(&Value::Null))
         }
         (_, Who::Task(head)) => with_process(source, head, cgroups, show),

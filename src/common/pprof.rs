@@ -10,6 +10,7 @@ use std::io::Write as _;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
+use crate::pidns;
 use crate::stacks::Entry;
 use crate::stacks::Stack;
 use crate::stacks::comm;
@@ -185,7 +186,7 @@ pub fn encode(entries: &[Entry<u64>], taken: Taken) -> io::Result<Vec<u8>> {
         let mut label = Message::default();
         label.number(1, comm_key).number(2, comm);
         let mut pid = Message::default();
-        pid.number(1, pid_key).number(3, entry.key.pid.into());
+        pid.number(1, pid_key).number(3, pidns::inside(entry.key.pid).unwrap_or(0).into());
         let mut message = Message::default();
         message.packed(1, &path).packed(2, &values).data(3, &label.bytes).data(3, &pid.bytes);
         builder.out.data(2, &message.bytes);

@@ -174,8 +174,19 @@ impl Kind {
                 let process = PROCESS.iter().chain(&HOST);
                 process.into_iter().find(|(_, field)| field.name == name).map(|(source, _)| *source)
             }
-            _ => None,
+            (_, name) => {
+                self.host().find(|(_, field)| field.name == name).map(|(source, _)| *source)
+            }
         }
+    }
+
+    /// The fields that its records have in a PID namespace besides. Rows and histograms are of no
+    /// task, but those that have `pid` or `tid` have the host's numbers as well.
+    pub fn host(&self) -> impl Iterator<Item = &'static (Source, Field)> + '_ {
+        HOST.iter().filter(|(source, _)| {
+            let inside = if *source == Source::HostPid { "pid" } else { "tid" };
+            self.class == Class::Event || self.index(inside).is_some()
+        })
     }
 
     /// Every field of the record's JSON beside `type`, in order: common ones first.
@@ -183,9 +194,9 @@ impl Kind {
         let mut all: Vec<(Source, Field)> = TIMES.to_vec();
         if self.class == Class::Event {
             all.extend(PROCESS.iter().cloned());
-            if pidns::own().is_some() {
-                all.extend(HOST.iter().cloned());
-            }
+        }
+        if pidns::own().is_some() {
+            all.extend(self.host().cloned());
         }
         all.extend(self.fields.iter().cloned().enumerate().map(|(i, f)| (Source::Field(i), f)));
         all
@@ -289,7 +300,7 @@ pub static PROCESS: [(Source, Field); 12] = [
     (Source::Unit, common("unit", Type::String, "Innermost systemd unit that the cgroup is of.")),
 ];
 
-/// What events have in a PID namespace besides.
+/// What records have in a PID namespace besides: see [`Kind::host`].
 pub static HOST: [(Source, Field); 2] = [
     (Source::HostPid, common("host_pid", Type::Uint, "Process id outside of the PID namespace.")),
     (Source::HostTid, common("host_tid", Type::Uint, "Thread id outside of the PID namespace.")),

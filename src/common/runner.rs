@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use anyhow::Result;
+use anyhow::ensure;
 use clap::Arg;
 use clap::ArgMatches;
 use clap::Command;
@@ -55,6 +56,7 @@ use crate::privileges;
 use crate::probe;
 use crate::probe::Hook;
 use crate::probe::Kernel;
+use crate::record::Class;
 use crate::record::Records;
 use crate::saved;
 use crate::saved::Replay;
@@ -114,6 +116,9 @@ fn parse_and_run<T: Tool>(mut args: Vec<OsString>) -> Result<u8> {
     };
     let (tool, common) = read::<T>(&matches, alias)?;
     let records = tool.records();
+    if common.max_rate.is_some() && records.kinds.iter().all(|kind| kind.class != Class::Event) {
+        return Err(error::usage("--max-rate makes no sense here: it shows no single events"));
+    }
     // Refuses unknown fields before anything is opened.
     let output = Output::new(&records, &common.choice)?;
     let lost = match &common.from {
@@ -597,10 +602,9 @@ fn prepare(
             map.set_max_entries(u32::try_from(buffer)?)?;
         }
     }
-    if let Some(rate) = common.max_rate
-        && !globals::set_constant(open, "rate_limit", &rate.to_ne_bytes())?
-    {
-        return Err(error::usage("--max-rate makes no sense here: it shows no single events"));
+    if let Some(rate) = common.max_rate {
+        let brakes = globals::set_constant(open, "rate_limit", &rate.to_ne_bytes())?;
+        ensure!(brakes, "the object sends no events");
     }
     globals::set_constant(open, "ring_watermark", &(buffer / 8).to_ne_bytes())?;
     filter::configure(open, common)

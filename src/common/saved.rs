@@ -31,8 +31,10 @@ use crate::output::Output;
 use crate::output::Reader;
 use crate::output::complain;
 use crate::record::Class;
+use crate::record::HOST;
 use crate::record::PROCESS;
 use crate::record::Records;
+use crate::record::is_of_host;
 use crate::value::Frame;
 use crate::value::Type;
 use crate::value::Value;
@@ -336,13 +338,15 @@ impl<'a> Replay<'a> {
         let read = |name: &str, ty: Type| {
             Saved::read(record, name, ty).with_context(|| format!("{name} is not of its type"))
         };
-        let process: Vec<Saved> = match class {
-            Class::Event => PROCESS
-                .iter()
-                .map(|(_, field)| read(field.name, field.ty))
-                .collect::<Result<_>>()?,
-            _ => Vec::new(),
-        };
+        let process: Vec<Saved> = PROCESS
+            .iter()
+            .chain(&HOST)
+            .map(|(source, field)| {
+                // A row may have a field of its own that is called so, and is of another type.
+                let theirs = class == Class::Event || is_of_host(*source);
+                if theirs { read(field.name, field.ty) } else { Ok(Saved::Null) }
+            })
+            .collect::<Result<_>>()?;
         let own: Vec<Saved> = kinds[kind]
             .fields
             .iter()

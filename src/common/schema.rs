@@ -10,7 +10,6 @@ use crate::docs::unit;
 use crate::output::Output;
 use crate::record::Class;
 use crate::record::Field;
-use crate::record::HOST;
 use crate::record::Kind;
 use crate::record::Records;
 use crate::record::Source;
@@ -210,13 +209,14 @@ fn record(kind: &Kind, shown: &[&str], several: bool) -> Json {
             object = object.with_field(source, &field);
         }
     }
-    if kind.class == Class::Event {
-        for (_, field) in &HOST {
-            let schema = described(value(field.ty), field.doc);
-            object = object.may_have(field.name, schema);
-        }
-    }
-    object.schema(&title)
+    with_host(object, kind).schema(&title)
+}
+
+/// With what is there in a PID namespace only.
+fn with_host(object: Object, kind: &Kind) -> Object {
+    kind.host().fold(object, |object, (_, field)| {
+        object.may_have(field.name, described(value(field.ty), field.doc))
+    })
 }
 
 fn histogram(kind: &Kind) -> Json {
@@ -225,6 +225,7 @@ fn histogram(kind: &Kind) -> Json {
         .iter()
         .enumerate()
         .fold(Object::default(), |key, (i, field)| key.with_field(Source::Field(i), field));
+    let key = with_host(key, kind);
     let bucket = Object::default().with("ge", count()).with("lt", count()).with("count", count());
     Object::of("histogram")
         .with("report", count())

@@ -449,11 +449,20 @@ impl<'a> Session<'a> {
 
     fn cost(&self) -> Cost {
         let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from);
-        let counts = |attached: &Attached| {
-            Some((attached.name, sys::program_counts(attached.program.as_fd())?))
-        };
-        let programs = self.run_time.iter().flat_map(|_| self.attached.iter().filter_map(counts));
-        Cost { cpu: cpu.unwrap_or_default(), programs: programs.collect() }
+        let mut programs = Vec::new();
+        if self.run_time.is_some() {
+            let counts = |attached: &Attached| {
+                Some((attached.name, sys::program_counts(attached.program.as_fd())?))
+            };
+            programs.extend(self.attached.iter().filter_map(counts));
+            // Those that the tool itself attaches, and those that run when it reads them.
+            let others = self.way.by_hand.iter().chain(&self.way.iterators);
+            programs.extend(others.filter_map(|name| {
+                let program = self.object.progs().find(|program| program.name() == *name)?;
+                Some((*name, sys::program_counts(program.as_fd())?))
+            }));
+        }
+        Cost { cpu: cpu.unwrap_or_default(), programs }
     }
 
     fn end(&mut self, reason: &str) {

@@ -19,6 +19,7 @@ use libbpf_rs::OpenObject;
 use crate::escape::until_nul;
 use crate::globals::set_constant;
 use crate::output::complain;
+use crate::pidns;
 use crate::record::Kind;
 use crate::session::Event;
 use crate::shared::StackId;
@@ -286,7 +287,8 @@ impl Stacks {
             let ids: Vec<u64> = ids.into_iter().collect();
             let stacks: Vec<&[u64]> =
                 ids.iter().map(|id| self.get(*id).unwrap_or_default()).collect();
-            let named = symbols.user_stacks(pid, &stacks);
+            // A process that the tool's PID namespace does not see is in no /proc here.
+            let named = symbols.user_stacks(pidns::inside(pid).unwrap_or(0), &stacks);
             user.extend(ids.iter().zip(named).map(|(id, f)| ((pid, *id), Stack::Frames(f.into()))));
         }
         symbols.forget_tables();
@@ -414,6 +416,7 @@ pub fn bare_lines(out: &mut Vec<u8>, stack: &Stack, style: Style) {
 }
 
 /// Writes an entry as upstream does: the kernel's frames, the program's, whose they are, the value.
+/// `id` is the process or thread, by the host's number.
 pub fn lines<V>(
     out: &mut Vec<u8>,
     entry: &Entry<V>,
@@ -429,6 +432,7 @@ pub fn lines<V>(
     stack_lines(out, &entry.user, "Missed User Stack", style);
     out.extend_from_slice(b"    -                ");
     crate::escape::text(out, &comm(&entry.key));
+    let id = pidns::shown(id);
     out.extend_from_slice(format!(" ({id})\n        {value}\n\n").as_bytes());
 }
 

@@ -333,6 +333,9 @@ pub fn hold_command(command: &[OsString]) -> Result<Held> {
         // SAFETY: everything that is passed was made before the fork and is still alive.
         ForkResult::Child => unsafe {
             let mut byte = 0u8;
+            // Our own copy of the other end, which would keep the pipe open for ever. A way that is
+            // refused leaves the command that it has held.
+            libc::close(go.as_raw_fd());
             // Nothing to read: our side has ended before it was ready.
             if libc::read(wait.as_raw_fd(), (&raw mut byte).cast(), 1) != 1 {
                 libc::_exit(126);

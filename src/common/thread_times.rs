@@ -20,6 +20,7 @@ use crate::histogram::Intervals;
 use crate::histogram::Unit;
 use crate::maps;
 use crate::output::Output;
+use crate::pidns;
 use crate::record::Kind;
 use crate::shared::TimesBy;
 use crate::swapped::Swapped;
@@ -153,7 +154,7 @@ impl<'a> Times<'a> {
         Self { by, all, intervals: Intervals::default(), swapped }
     }
 
-    /// Shows the interval that has just ended. Returns the sum of all its histograms.
+    /// Shows the interval that has just ended. Returns the sum of all histograms that are shown.
     ///
     /// # Errors
     /// Fails when the kernel refuses.
@@ -162,31 +163,40 @@ impl<'a> Times<'a> {
         if self.by.kernel_side() == TimesBy::TIMES_OF_ALL {
             let all = histogram::read(self.all, |index: &u32| *index)?;
             for (_, all) in self.intervals.next(all) {
-                out.histogram(kind, None, &[const { Value::Null }; 8], &all, unit);
-                sum = all;
+                if out.histogram(kind, None, &[const { Value::Null }; 8], &all, unit) {
+                    sum = all;
+                }
             }
             return Ok(sum);
         }
         let mut rows = BTreeMap::new();
         for (key, values) in self.swapped.end_interval()?.iter() {
             let (histogram, comm) = read(values.first().context("a time without a value")?)?;
-            sum.add(&histogram.slots, histogram.sum);
             // Just made on some CPU, and nothing added yet.
             if histogram.count() > 0 {
                 rows.insert(Whose { id: maps::copy(key)?, comm }, histogram);
             }
         }
         if self.by.by_container {
-            by_container(out, kind, &rows, unit);
-            return Ok(sum);
+            return Ok(by_container(out, kind, &rows, unit));
         }
         for (whose, histogram) in &rows {
-            self.show_one(out, kind, whose, histogram, unit);
+            if self.show_one(out, kind, whose, histogram, unit) {
+                sum.add(&histogram.slots, histogram.sum);
+            }
         }
         Ok(sum)
     }
 
-    fn show_one(&self, out: &mut Output, kind: usize, whose: &Whose, of: &Histogram, unit: Unit) {
+    /// Returns whether it was shown.
+    fn show_one(
+        &self,
+        out: &mut Output,
+        kind: usize,
+        whose: &Whose,
+        of: &Histogram,
+        unit: Unit,
+    ) -> bool {
         // Above the number of a thread stands the CPU, for idle ones.
         let id = if self.by.tids { whose.id & u64::from(u32::MAX) } else { whose.id };
         let shown = escape::printable(&whose.comm);
@@ -199,12 +209,13 @@ impl<'a> Times<'a> {
             return out.histogram(kind, Some(&format!("\ncgroup = {shown}")), &key, of, unit);
         }
         key[3] = Value::Bytes(&whose.comm);
+        let number = || u32::try_from(id).map_or_else(|_| "?".into(), pidns::shown);
         let title = if self.by.pids {
             key[0] = Value::Uint(id);
-            format!("\npid = {id} {shown}")
+            format!("\npid = {} {shown}", number())
         } else if self.by.tids {
             key[1] = Value::Uint(id);
-            format!("\ntid = {id} {shown}")
+            format!("\ntid = {} {shown}", number())
         } else if id == 0 {
             key[3] = Value::Null;
             "\npidns = ?".into()
@@ -212,7 +223,7 @@ impl<'a> Times<'a> {
             key[2] = Value::Id(id);
             format!("\npidns = {id} {shown}")
         };
-        out.histogram(kind, Some(&title), &key, of, unit);
+        out.histogram(kind, Some(&title), &key, of, unit)
     }
 }
 
@@ -228,8 +239,14 @@ fn read(value: &[u8]) -> Result<(Histogram, Vec<u8>)> {
     Ok((Histogram { slots: slots.to_vec(), sum: *sum }, until_nul(comm).to_vec()))
 }
 
-/// A container has a cgroup of its own and many below it.
-fn by_container(out: &mut Output, kind: usize, rows: &BTreeMap<Whose, Histogram>, unit: Unit) {
+/// A container has a cgroup of its own and many below it. Returns the sum of what is shown.
+fn by_container(
+    out: &mut Output,
+    kind: usize,
+    rows: &BTreeMap<Whose, Histogram>,
+    unit: Unit,
+) -> Histogram {
+    let mut shown = Histogram::default();
     let mut sums: BTreeMap<Option<(String, String)>, Histogram> = BTreeMap::new();
     for (whose, histogram) in rows {
         let container = out.cgroup(whose.id).1.container;
@@ -244,8 +261,11 @@ fn by_container(out: &mut Output, kind: usize, rows: &BTreeMap<Whose, Histogram>
             key[6] = Value::Bytes(shown.as_bytes());
             key[7] = Value::Bytes(id.as_bytes());
         }
-        out.histogram(kind, Some(&title), &key, histogram, unit);
+        if out.histogram(kind, Some(&title), &key, histogram, unit) {
+            shown.add(&histogram.slots, histogram.sum);
+        }
     }
+    shown
 }
 
 #[cfg(test)]

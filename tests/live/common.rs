@@ -56,11 +56,12 @@ pub const CASES: &[Case] = &[
     Case::new("saved events look as they did live", saved),
     Case::new("filters on fields", field_filters),
     Case::new("no capabilities, no kernel types", cannot_run),
-    Case::new("no tracefs", no_tracefs),
+    Case::new("no tracefs, and a duration", no_tracefs),
     Case::new("what comes after ready is seen", ready_promise),
     // On fexit, a call that is under way when another tool attaches is not seen on some kernels.
     Case::alone("a brake", max_rate),
     Case::new("its own cost", own_cost),
+    Case::new("each tool is ready before its command, and says what it cost", around_a_command),
     Case::new("a command line of its own", command_line),
     Case::new("behind sudo the command is the caller's", behind_sudo),
     // Any other tool that starts would remove it, too.
@@ -410,6 +411,26 @@ fn field_filters() -> Outcome {
     assert_eq!((end["reason"].as_str(), end["events"].as_u64()), (Some("limit"), Some(2)));
     // The creation, and two opens before the second one that failed.
     assert!(end["filtered"].as_u64().expect("a number") >= 3, "{end}");
+
+    // Of a histogram it is the key that is tested.
+    let pid = std::process::id();
+    let run = |args: &[&str]| {
+        let tool = start("cpudist", &[&["-P"], args].concat());
+        // This one leaves the CPU to another one that does, too.
+        let mut others = Command::new("true");
+        assert!(others.status().expect("true").success());
+        let finished = tool.stop();
+        finished.assert_clean();
+        let pids = finished.of("histogram").map(|h| h["key"]["pid"].as_u64().expect("a number"));
+        let mut pids: Vec<u64> = pids.collect();
+        pids.sort_unstable();
+        pids.dedup();
+        (pids, finished.end()["filtered"].as_u64().expect("a number"))
+    };
+    let (all, none_filtered) = run(&[]);
+    assert!(all.len() > 1 && all.contains(&pid.into()) && none_filtered == 0, "{all:?}");
+    let (one, filtered) = run(&["--filter", &format!("pid = {pid}")]);
+    assert!(one == [u64::from(pid)] && filtered > 0, "{one:?} {filtered}");
     Outcome::Passed
 }
 
@@ -547,6 +568,66 @@ fn own_cost() -> Outcome {
     Outcome::Passed
 }
 
+/// Of each tool, all that has to do with a command and with the end: when the command runs, whoever
+/// watches `--ready-fd` has been told; its end is the tool's; `--verbose` adds the cost; `--strict`
+/// finds nothing to complain of; `--max-rate` is taken by those that show events.
+fn around_a_command() -> Outcome {
+    for tool in running_tools() {
+        let told = scratch("told").join("ready");
+        let run = format!("cat {}; exit 3", told.display());
+        let mut args = vec!["--ready-fd", "9", "--run", &run, "--verbose", "--strict"];
+        if has_events(tool) {
+            args.extend(["--max-rate", "1000"]);
+        }
+        // The descriptor is opened by a shell that becomes the tool.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec \"$@\" 9>\"$0\""]).arg(&told).arg(binary());
+        shell.args([tool, "--output", "json"]).args(args).args(idle(tool));
+        let finished = start_command(shell).finish();
+        let (end, said) = (finished.end(), &finished.stderr);
+        assert_eq!((&end["lost"], &end["map_full"]), (&0.into(), &0.into()), "{tool}: {end}");
+        // Hits that the kernel skipped are lost, too; where it is preemptible there may be some.
+        let strict = if end["missed"].as_u64().unwrap_or(0) > 0 { 4 } else { 0 };
+        assert_eq!(finished.status.code(), Some(strict), "{tool}: {said}");
+        assert!(said.lines().any(|line| line == "ready"), "{tool}: {said}");
+        assert_eq!(fs::read_to_string(&told).expect("ready"), "ready\n", "{tool}");
+        assert_eq!(
+            (&end["reason"], &end["child_status"]),
+            (&"command".into(), &3.into()),
+            "{tool}"
+        );
+        assert!(end["cpu_ns"].as_u64().is_some_and(|ns| ns > 0), "{tool}: {end}");
+        let programs = end["programs"].as_array().expect("programs");
+        let named = |program: &serde_json::Value| {
+            program["name"].is_string() && program["runs"].is_u64() && program["run_ns"].is_u64()
+        };
+        assert!(!programs.is_empty() && programs.iter().all(named), "{tool}: {end}");
+        // Those of the way at least: there may be others, of filters and of cgroups.
+        let ready = &finished.records[0]["programs"];
+        for wanted in ready.as_array().expect("programs") {
+            assert!(
+                programs.iter().any(|known| known["name"] == *wanted),
+                "{tool} {wanted}: {end}"
+            );
+        }
+        assert!(said.contains("of CPU time"), "{tool}: {said}");
+        assert_eq!(end["rate_limited"], 0, "{tool}");
+    }
+    Outcome::Passed
+}
+
+/// Whether a tool shows events when it is not told otherwise: then they are its first kind.
+fn has_events(tool: &str) -> bool {
+    let schema = Command::new(binary()).args(["schema", tool]).output().expect("schema");
+    let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).expect("JSON");
+    let records = schema["oneOf"].as_array().expect("records");
+    let ty = |record: &serde_json::Value| {
+        record["properties"]["type"]["const"].as_str().unwrap_or_default().to_string()
+    };
+    let own = ["event", "row", "histogram"];
+    records.iter().map(ty).find(|ty| own.contains(&ty.as_str())).is_some_and(|ty| ty == "event")
+}
+
 /// `--run` takes a line for the shell; its processes are traced, and what it prints is not in the
 /// tool's own output.
 fn command_line() -> Outcome {
@@ -616,14 +697,18 @@ fn left_behind() -> Outcome {
 
 /// No tool of those that exist needs tracefs: they hook by BTF and by perf's own probes, only that
 /// return probes then have little room.
+///
+/// Each ends by itself, as all do with `--duration`.
 fn no_tracefs() -> Outcome {
     for tool in running_tools() {
         let hide = "for at in /sys/kernel/tracing /sys/kernel/debug; do \
                     while mountpoint -q $at; do umount -l $at; done; done; \
                     test ! -e /sys/kernel/tracing/events";
         let mut command = apart(hide);
-        command.args([tool, "--output", "json"]).args(idle(tool));
-        start_command(command).stop().assert_clean();
+        command.args([tool, "--output", "json", "--duration", "0.1"]).args(idle(tool));
+        let finished = start_command(command).finish();
+        finished.assert_clean();
+        assert_eq!(finished.end()["reason"], "duration", "{tool}");
     }
     Outcome::Passed
 }

@@ -36,6 +36,7 @@ use crate::support::binary;
 use crate::support::command;
 use crate::support::disk::Disk;
 use crate::support::go;
+use crate::support::kernel;
 use crate::support::needs;
 use crate::support::patience;
 use crate::support::pinned::Pinned;
@@ -51,6 +52,7 @@ pub const CASES: &[Case] = &[
     Case::new("pinned maps", pinned_maps),
     Case::new("containers by name and id", containers),
     Case::new("no tool shows what is not in the container", nobody),
+    Case::new("no tool shows what a filter leaves out", each_filter),
     Case::new("cgroups and containers that are gone", gone),
     Case::new("names that come later", late_names),
     Case::new("columns of containers", columns),
@@ -59,6 +61,7 @@ pub const CASES: &[Case] = &[
     Case::new("cgroup namespaces", cgroup_namespace),
     Case::new("no cgroup v2", no_hierarchy),
     Case::new("PID namespaces", pid_namespace),
+    Case::new("PID namespaces and what is counted", pid_namespace_counts),
     Case::new("PID namespaces and filters", pid_namespace_filters),
 ];
 
@@ -465,6 +468,93 @@ fn nobody() -> Outcome {
     Outcome::Passed
 }
 
+/// How much a tool has shown. A table may have a row that says that there was nothing.
+fn shown(finished: &Finished) -> u64 {
+    let nothing = |row: &&Value| ["hits", "misses", "dirties"].iter().all(|n| row[*n] == 0);
+    let rows = finished.of("row").filter(|row| !nothing(row)).count();
+    let counted: u64 = finished.of("histogram").filter_map(|h| h["count"].as_u64()).sum();
+    finished.of("event").count() as u64 + rows as u64 + counted
+}
+
+/// Which of so many shares of a test is this kernel's; `None` where all are. Together, any kernels
+/// that follow one another do the whole.
+fn share(of: usize) -> Option<usize> {
+    let place = ["5.10", "6.1", "6.12", "newest"].iter().position(|name| *name == kernel())?;
+    Some(place % of)
+}
+
+/// Over all tools, while there is something for each of them: under each common filter that whoever
+/// does it does not pass, nothing is shown; and under those that he passes, something.
+fn each_filter() -> Outcome {
+    let works = works();
+    // Waits for as long as its stdin is open: until this test has ended, in whatever way.
+    let mut idle = Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat");
+    let pid = idle.id().to_string();
+    let (mine, other) = (Cgroup::new("each-mine"), Cgroup::new("each-other"));
+    let path = |cgroup: &Cgroup| cgroup.path.to_str().expect("UTF-8").to_string();
+    let (mine_path, other_path) = (path(&mine), path(&other));
+    let filters = [
+        ["--pid", &pid],
+        ["--tid", &pid],
+        ["--ppid", &pid],
+        ["--tree", &pid],
+        ["--uid", "65530"],
+        ["--comm", "no-such-command"],
+        ["--cgroup", &other_path],
+    ];
+    let (mut number, mut active, mut itself) = (0, 0, 0);
+    for tool in running_tools() {
+        let needs = needs(tool);
+        let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+        let begin = |args: &[&str]| start(tool, &[&needs, args].concat());
+        // A shell becomes the tool, and so knows its number.
+        let begin_by_itself = |args: &[&str]| {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "exec \"$@\" --pid $$", "sh"]).arg(binary()).arg(tool);
+            shell.args(["--output", "json"]).args(&needs).args(args).stdin(Stdio::null());
+            start_command(shell)
+        };
+        let options = Command::new(binary()).args(["docs", "options", tool]).output();
+        let options = String::from_utf8(options.expect("docs").stdout).expect("UTF-8");
+        // Upstream may mean something else by the name.
+        let is_common = |name: &str| {
+            options.lines().any(|line| line.starts_with("common") && line.ends_with(name))
+        };
+        let mut running = Vec::new();
+        for filter in &filters {
+            number += 1;
+            if is_common(filter[0]) && share(3).is_none_or(|share| number % 3 == share) {
+                running.push((filter[0], begin(filter)));
+            }
+        }
+        running.push(("the tool itself", begin_by_itself(&[])));
+        let all = begin(&["--uid", "0", "--cgroup", &mine_path]);
+        let include = begin_by_itself(&["--include-self"]);
+        for work in &works {
+            work.run(&enter(&mine.path), 1);
+        }
+        for (filter, running) in running {
+            let finished = running.stop();
+            finished.assert_clean();
+            assert_eq!(shown(&finished), 0, "{tool} {filter}: {:?}", finished.records);
+        }
+        let all = all.stop();
+        all.assert_clean();
+        active += u32::from(shown(&all) > 0);
+        let include = include.stop();
+        include.assert_clean();
+        itself += u32::from(shown(&include) > 0);
+    }
+    drop(idle.stdin.take());
+    idle.wait().expect("wait");
+    let count = u32::try_from(running_tools().count()).expect("small");
+    // What these do is not for all tools; but were it for few, nothing would have been tested.
+    assert!(active * 2 > count, "{active} of {count} tools show what is done");
+    // A tool opens files and takes time, and does little else.
+    assert!(itself >= 3, "{itself} tools show themselves");
+    Outcome::Passed
+}
+
 /// Everything is over before the tool shows the first event.
 fn gone() -> Outcome {
     let machine = Machine::new();
@@ -816,6 +906,102 @@ fn pid_namespace() -> Outcome {
     assert!(finished.of("event").count() > 0);
     Outcome::Passed
 }
+
+/// A process or thread in rows and in keys of histograms: in the namespace and there still when they
+/// are shown, ended by then, and outside.
+fn pid_namespace_counts() -> Outcome {
+    let disk = Disk::any();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+    let port = listener.local_addr().expect("address").port();
+    // Keeps them all open, for as long as this process lives.
+    thread::spawn(move || {
+        let mut open = Vec::new();
+        while let Ok(connection) = listener.accept() {
+            open.push(connection);
+        }
+    });
+    let directory = scratch("pidns-counts");
+    let fifo = directory.join("fifo");
+    mkfifo(&fifo, Mode::S_IRWXU).expect("fifo");
+    let path = |name: &str| directory.join(name).display().to_string();
+    // A file that only this one opens, so that an opensnoop outside tells its number; time on the
+    // CPU and off it, a connection, a direct read.
+    let work = |name: &str| {
+        format!(
+            ": 2>/dev/null <{}; for ((i = 0; i < 10000; i++)); do :; done; read -t 0.1 <>{}; \
+             exec 3<>/dev/tcp/127.0.0.1/{port}; echo hello >&3; \
+             exec dd if={} of=/dev/null bs=4k count=1 iflag=direct status=none",
+            path(name),
+            path("nobody"),
+            disk.path().display()
+        )
+    };
+    mkfifo(&directory.join("nobody"), Mode::S_IRWXU).expect("fifo");
+    for (tool, args, number, by_shell) in COUNTED {
+        if !running_tools().any(|running| running == tool) {
+            continue;
+        }
+        let names = ["ended", "there", "outside"].map(|name| format!("{tool}-{name}"));
+        let script = format!(
+            "bash -c '{}'; : 2>/dev/null <{}; for ((i = 0; i < 10000; i++)); do :; done; \
+             read go <{}; :",
+            work(&names[0]),
+            path(&names[1]),
+            fifo.display()
+        );
+        let mut host =
+            start("opensnoop", &["--comm", "bash", "--filter", &format!("path ~ {tool}-")]);
+        let args = [&["--uid", "0"], args].concat();
+        let tool_inside = start_command(in_namespace(tool, &args, &script));
+        let outside = Command::new("bash").args(["-c", &work(&names[2])]).status().expect("bash");
+        assert!(outside.success());
+        let mut numbers = [0; 3];
+        while let Some(missing) = numbers.iter().position(|number| *number == 0) {
+            let event = host.wait_for(|event| event["type"] == "event");
+            let known = names.iter().position(|name| event["path"] == path(name));
+            let place = known.unwrap_or_else(|| panic!("waiting for {missing}: {event}"));
+            numbers[place] = event["pid"].as_u64().expect("pid");
+        }
+        host.stop();
+        fs::write(&fifo, "go\n").expect("go");
+        let finished = tool_inside.finish();
+        assert!(finished.status.success(), "{tool}: {}", finished.stderr);
+        let counted: Vec<&Value> = finished
+            .records
+            .iter()
+            .filter_map(|record| match record["type"].as_str() {
+                Some("row") => Some(record),
+                Some("histogram") => Some(&record["key"]),
+                _ => None,
+            })
+            .collect();
+        let of_host = format!("host_{number}");
+        // unshare's child is the tool, its command 2, and the command's first child 3.
+        let expected = [(Value::from(3), true), (2.into(), by_shell), (Value::Null, true)];
+        for ((expected, must), host) in expected.iter().zip(numbers) {
+            let all = counted.iter().filter(|record| record[&of_host] == host);
+            let shown: Vec<&Value> = all.map(|record| &record[number]).collect();
+            assert!(!shown.is_empty() || !must, "{tool}: {host} is not shown: {counted:?}");
+            assert!(shown.iter().all(|shown| *shown == expected), "{tool}: {host}: {shown:?}");
+        }
+        // No number without the other one; and it is in no record outside.
+        assert!(counted.iter().all(|r| r[number].is_null() || r[&of_host].is_u64()), "{tool}");
+    }
+    Outcome::Passed
+}
+
+/// Tools with a process in what they count, what makes them tell processes apart, which number it
+/// is, and whether they count something of a shell that waits.
+const COUNTED: [(&str, &[&str], &str, bool); 8] = [
+    ("syscount", &["-P"], "pid", true),
+    ("cpudist", &["-P"], "pid", true),
+    ("runqlat", &["-L"], "tid", true),
+    ("offcputime", &[], "tid", true),
+    ("profile", &["-F", "999"], "pid", true),
+    ("biotop", &[], "pid", false),
+    ("biostacks", &[], "pid", false),
+    ("tcptop", &[], "pid", false),
+];
 
 /// Ids that are given on the command line are those of the namespace, in every filter.
 fn pid_namespace_filters() -> Outcome {

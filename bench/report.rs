@@ -209,7 +209,7 @@ impl Report {
 /// What the suites take on disk: our one binary, and each of the peer's programs once, without the
 /// libraries that they share.
 pub fn sizes(ours: &Path, peer: &Path) {
-    let ours = fs::metadata(ours).map(|metadata| metadata.len()).unwrap_or(0);
+    let ours = fs::metadata(ours).map_or(0, |metadata| metadata.len());
     let mut seen = BTreeSet::new();
     let mut theirs = 0;
     for entry in fs::read_dir(peer.join("../root/usr/sbin")).into_iter().flatten().flatten() {

@@ -118,10 +118,10 @@ struct walk {
 	struct usage sum;
 	struct list_head *at;
 	unsigned long head;
-	/* One could not be read. */
-	bool broken;
+	/* One could not be read. Not a bool, which for the verifier can be up to 255. */
+	__u32 broken;
 	/* One has not come as far as the current one. */
-	bool living;
+	__u32 living;
 };
 
 static __always_inline void walk_begins(struct walk *walk, struct signal_struct *signal)
@@ -150,7 +150,7 @@ static long step_adds(__u32 number, struct walk *walk)
 		return 1;
 	add_thread(&walk->sum, listed_task(walk->at), false);
 	walk_goes_on(walk);
-	return walk->broken;
+	return walk->broken != 0;
 }
 
 static long step_looks(__u32 number, struct walk *walk)
@@ -163,7 +163,7 @@ static long step_looks(__u32 number, struct walk *walk)
 		walk->living = true;
 	else
 		walk_goes_on(walk);
-	return walk->living || walk->broken;
+	return (walk->living | walk->broken) != 0;
 }
 
 /*

@@ -77,6 +77,9 @@ impl Asides {
     /// From now on, what processes map is noted, so that addresses in those that have ended can be
     /// named; `only` these processes, or all. Where the kernel does not permit it, only processes
     /// that still live are named.
+    ///
+    /// # Errors
+    /// Fails for other reasons than that.
     pub fn note_mappings(&mut self, only: &[u32]) -> Result<()> {
         self.symbols.borrow_mut().watch(only)?;
         self.add(Noting(Rc::clone(&self.symbols)));

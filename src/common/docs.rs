@@ -132,7 +132,10 @@ pub fn options(tool: &Entry) -> String {
         let _ = write!(out, "{whose} {letter}");
         if arg.is_positional() {
             let name = arg.get_value_names().and_then(|names| names.first());
-            let name = name.map_or_else(|| arg.get_id().as_str().to_uppercase(), |n| n.to_string());
+            let name = name.map_or_else(
+                || arg.get_id().as_str().to_uppercase(),
+                std::string::ToString::to_string,
+            );
             let _ = write!(out, " {name}");
         }
         let others = arg.get_all_aliases().unwrap_or_default();

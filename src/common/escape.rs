@@ -88,7 +88,7 @@ pub fn text(out: &mut Vec<u8>, bytes: &[u8]) -> usize {
                 '\t' => out.extend_from_slice(b"\\t"),
                 '\r' => out.extend_from_slice(b"\\r"),
                 c if is_unsafe(c) => {
-                    c.encode_utf8(&mut [0; 4]).bytes().for_each(|b| push_hex(out, b))
+                    c.encode_utf8(&mut [0; 4]).bytes().for_each(|b| push_hex(out, b));
                 }
                 c => {
                     let mut buffer = [0; 4];

@@ -315,6 +315,9 @@ fn section(elf: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Takes off one layer of compression.
+///
+/// # Errors
+/// Fails when it is of no kind that is known, or broken.
 pub fn decompress(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     let limit = LIMIT as u64;

@@ -357,7 +357,10 @@ pub fn section(program: &OsStr, section: &OsStr, way: &Way) -> String {
     }
 }
 
-/// A way with its optional programs settled, or why it cannot be taken.
+/// A way with its optional programs settled.
+///
+/// # Errors
+/// Why it cannot be taken.
 pub fn settle(way: &Way, programs: &[Program], kernel: &Kernel) -> Result<Way, String> {
     let lacks = |name: &&str| {
         programs.iter().find(|p| p.name == **name).and_then(|program| kernel.lacks(program))

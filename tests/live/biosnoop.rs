@@ -702,7 +702,7 @@ fn burst() -> Outcome {
         .spawn()
         .expect("biosnoop");
     let until = Instant::now() + crate::support::patience();
-    while !fs::read_to_string(&shown).expect("file").contains("\n") {
+    while !fs::read_to_string(&shown).expect("file").contains('\n') {
         assert!(Instant::now() < until, "not ready in time");
         std::thread::yield_now();
     }

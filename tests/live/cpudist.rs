@@ -146,7 +146,7 @@ fn off_cpu() -> Outcome {
         .sum();
     let whole = Duration::from_millis(20) * u32::try_from(known.count).expect("naps");
     // Each nap that is below that bucket has lost so much of its time to something else.
-    let short = (whole - known.least).as_micros() / 3616;
+    let short = whole.checked_sub(known.least).unwrap().as_micros() / 3616;
     let least = known.count.saturating_sub(u64::try_from(short).expect("naps"));
     // Under load it may also be kept from running for as long.
     assert!(long >= least, "{long} of {least}: {:?}", finished.records);

@@ -315,7 +315,7 @@ fn first_ends_first() -> Outcome {
         made.push((pid, tid.load(Ordering::SeqCst), status, waited, released));
     }
     let [tool, threads, by_first, by_second] =
-        [tool, threads, by_first, by_second].map(|tool| tool.stop());
+        [tool, threads, by_first, by_second].map(super::support::Running::stop);
     for finished in [&tool, &threads, &by_first, &by_second] {
         finished.assert_clean();
     }
@@ -536,7 +536,7 @@ fn used() -> Outcome {
     match io {
         Some(io) => assert_eq!((number("read_bytes"), number("write_bytes")), io),
         None => {
-            assert_eq!((&event["read_bytes"], &event["write_bytes"]), (&Value::Null, &Value::Null))
+            assert_eq!((&event["read_bytes"], &event["write_bytes"]), (&Value::Null, &Value::Null));
         }
     }
     Outcome::Passed

@@ -674,7 +674,7 @@ fn text() -> Outcome {
     assert_eq!(lines[0], format!("Tracing {function}.  Hit Ctrl-C to exit"));
     assert_eq!(lines[1], "");
     assert_eq!(lines[2], "     nsec                : count    distribution");
-    let rows = lines.iter().filter(|line| line.contains("|")).count();
+    let rows = lines.iter().filter(|line| line.contains('|')).count();
     assert!(rows > 5 && lines[3].starts_with("         0 -> 1          : 0        |"));
     let average = lines.iter().find(|line| line.starts_with("avg = ")).expect("an average");
     let words: Vec<&str> = average.split_whitespace().collect();

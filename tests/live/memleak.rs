@@ -443,7 +443,7 @@ int main(void)
 }
 "#;
 
-const CPLUSPLUS: &str = r#"
+const CPLUSPLUS: &str = r"
 #include <new>
 
 static void *volatile kept;
@@ -464,7 +464,7 @@ int main()
 	make(20);
 	return 0;
 }
-"#;
+";
 
 const OPTIONS: [&str; 5] =
     ["-O1", "-fno-builtin", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls", "-pthread"];

@@ -179,7 +179,8 @@ fn counts() -> Outcome {
     let by_tid = start("syscount", &["-t", &tids, "--ppid", &own, "--syscall", "gettid"]);
     let nobody = start("syscount", &["-p", &pid, "--ppid", "4194300"]);
     child.finish();
-    let [all, some, by_tid, nobody] = [all, some, by_tid, nobody].map(|tool| tool.stop());
+    let [all, some, by_tid, nobody] =
+        [all, some, by_tid, nobody].map(super::support::Running::stop);
     let unknown = ("[unknown: 900]", 5);
     let expected =
         [("getppid", 37), ("gettid", 11), unknown, ("[unknown: 70000]", 3), ("exit_group", 1)];
@@ -238,7 +239,7 @@ fn waiting() -> Outcome {
     let ends = [&[][..], &["-L"]].map(|args| start("syscount", &[&["-p", &text], args].concat()));
     exit.let_go();
     assert_eq!(exit.collect(), 255 << 8);
-    let [plain, timed] = ends.map(|tool| tool.stop());
+    let [plain, timed] = ends.map(super::support::Running::stop);
     assert_eq!(sums(&plain, "count"), map([("exit", 1)]));
     assert_eq!(sums(&timed, "count"), map([("exit", 1), ("read", 1)]));
     let output =
@@ -325,7 +326,7 @@ fn failures() -> Outcome {
     let timed = run(&["-x", "-L", "-P"]);
     child.finish();
     let [failed, bad, number, errors, timed] =
-        [failed, bad, number, errors, timed].map(|tool| tool.stop());
+        [failed, bad, number, errors, timed].map(super::support::Running::stop);
     let unknown = ("[unknown: 900]", 2);
     let all = [("close", 7), ("fsync", 4), unknown, ("chdir", 1), ("dup", 3)];
     assert_eq!(sums(&failed, "count"), map(all));
@@ -407,7 +408,8 @@ fn views() -> Outcome {
     child.finish();
     other.finish();
     release(within);
-    let [by_process, split, by_cgroup] = [by_process, split, by_cgroup].map(|tool| tool.stop());
+    let [by_process, split, by_cgroup] =
+        [by_process, split, by_cgroup].map(super::support::Running::stop);
     for finished in [&by_process, &split, &by_cgroup] {
         finished.assert_clean();
     }
@@ -478,7 +480,7 @@ fn compat() -> Outcome {
     let (all, some) = (run(&[]), run(&["--syscall", "getppid"]));
     let (timed, failed) = (run(&["-L"]), run(&["-x"]));
     child.finish();
-    let [all, some, timed, failed] = [all, some, timed, failed].map(|tool| tool.stop());
+    let [all, some, timed, failed] = [all, some, timed, failed].map(super::support::Running::stop);
     let unknown = ("[unknown: 901] (i386)", 1);
     let (getpid, getppid) = (("getpid (i386)", 8), ("getppid (i386)", 5));
     let expected = [getpid, getppid, unknown, ("getppid", 3), ("exit_group", 1)];
@@ -525,7 +527,7 @@ fn seccomp() -> Outcome {
     };
     let (plain, timed, failed) = (run(&[]), run(&["-L"]), run(&["-e", "EXDEV"]));
     child.finish();
-    let [plain, timed, failed] = [plain, timed, failed].map(|tool| tool.stop());
+    let [plain, timed, failed] = [plain, timed, failed].map(super::support::Running::stop);
     assert_eq!(sums(&plain, "count"), map([("prctl", 2)]));
     assert_eq!(sums(&timed, "count"), map([("prctl", 2), ("getppid", 6)]));
     assert_eq!(sums(&timed, "timed"), map([("prctl", 2), ("getppid", 0)]));
@@ -549,7 +551,7 @@ fn intervals() -> Outcome {
     }
     repeat(500, libc::SYS_getppid);
     made += 500;
-    for finished in tools.map(|tool| tool.stop()) {
+    for finished in tools.map(super::support::Running::stop) {
         assert!(finished.of("report").count() >= 4);
         assert_eq!(sums(&finished, "count").into_values().sum::<u64>(), made);
     }

@@ -248,14 +248,14 @@ fn failures() -> Outcome {
         // One source port for everything: the second connection to the same place has none.
         fs::write("/proc/sys/net/ipv4/ip_local_port_range", "50000 50000").expect("sysctl");
         let to = local(&open);
-        let (_first, result) = dial(to, false);
+        let (first, result) = dial(to, false);
         result.expect("the first");
         wanted.push(("127.0.0.1".into(), to.port(), true, None));
         let (_second, result) = dial(to, true);
         assert_eq!(result, Err(Errno::EADDRNOTAVAIL));
         wanted.push(("127.0.0.1".into(), to.port(), false, Some("EADDRNOTAVAIL".into())));
         // Not a failed connect: the socket has one already.
-        assert_eq!(connect_to(&_first, to), Err(Errno::EISCONN));
+        assert_eq!(connect_to(&first, to), Err(Errno::EISCONN));
 
         let seen = |finished: &Finished| -> Vec<_> {
             finished.assert_clean();
@@ -603,7 +603,7 @@ fn dns_names() -> Outcome {
         let loose = UdpSocket::bind("127.0.0.1:0").expect("bind");
         // Not known yet; known without an answer; asked in every way; not from port 53.
         let go = |letter: u8| {
-            dial(SocketAddr::from(([127, 0, 1, letter], port)), false).1.expect("connect")
+            dial(SocketAddr::from(([127, 0, 1, letter], port)), false).1.expect("connect");
         };
         go(b'a');
         dial(address("127.0.0.1", port), false).1.expect("connect");

@@ -115,9 +115,9 @@ fn bytes_and_durations() -> Outcome {
                 let least = inside.elapsed();
                 let client_first = i % 2 == 0;
                 if client_first {
-                    end(client, server)
+                    end(client, server);
                 } else {
-                    end(server, client)
+                    end(server, client);
                 }
                 wanted.push((
                     from,

@@ -306,7 +306,7 @@ impl Direct {
         let range = [(number * unit) as u64, (blocks * unit) as u64];
         // SAFETY: the request takes two u64.
         let result =
-            unsafe { libc::ioctl(self.file.as_raw_fd(), what.request as _, range.as_ptr()) };
+            unsafe { libc::ioctl(self.file.as_raw_fd(), what.request.into(), range.as_ptr()) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }

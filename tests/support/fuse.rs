@@ -87,7 +87,7 @@ fn unmount(at: &Path) {
 
 /// `struct fuse_attr` of the directory or the file.
 fn attributes(node: u64) -> Vec<u8> {
-    let (mode, size): (u32, u64) = if node == 1 { (0o40755, 0) } else { (0o100644, SIZE) };
+    let (mode, size): (u32, u64) = if node == 1 { (0o40755, 0) } else { (0o100_644, SIZE) };
     let mut out = Vec::new();
     for word in [node, size, 0, 0, 0, 0] {
         out.extend(word.to_ne_bytes());

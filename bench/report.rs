@@ -14,6 +14,7 @@ use crate::Figures;
 use crate::Pass;
 use crate::UNRELATED;
 use crate::rows::Row;
+use crate::rows::Shown;
 use crate::workloads::SYSTEM_CALLS;
 
 /// The middle one of each figure. What was shown is the least.
@@ -151,14 +152,16 @@ impl Report {
             let of = peer.filter(|peer| peer.3 > 0).map(|peer| cost as f64 / peer.3 as f64);
             ratio = of;
         }
-        let budget = f64::from(row.budget) / 100.0;
+        // Bursts of streams show what is lost, and who loses events does not pay for them.
+        let is_judged = pace == "paced" || !matches!(row.shown, Shown::Lines(_));
+        let budget = is_judged.then(|| f64::from(row.budget) / 100.0);
         let shown = pass.shown.map_or("-".into(), |(shown, made)| format!("{shown}/{made}"));
         println!(
             "{:<14} {:<14} {pace:<5} {by:<8} {alone:>9} {cost:>9} {tool:>9} {:>6} {:>6} {shown:>15}",
             row.tool,
             row.workload.name,
             ratio.map_or("-".into(), |ratio| format!("{ratio:.2}")),
-            ratio.map_or("-".into(), |_| format!("{budget:.2}")),
+            ratio.and(budget).map_or("-".into(), |budget| format!("{budget:.2}")),
         );
         emit(&json!({
             "type": "cost", "tool": row.tool, "workload": row.workload.name, "pace": pace,

@@ -7,6 +7,7 @@
 mod schema;
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -886,35 +887,39 @@ fn completions() {
 }
 
 /// A kernel's package, made up: what its BTF names, and its configuration.
-fn kernel_package(name: &str, functions: &[&str], tracepoints: &[&str], config: &str) -> PathBuf {
+fn kernel_package(name: &str, btf: &[u8], config: &str) -> PathBuf {
     let root = tempdir(name);
     fs::create_dir_all(root.join("boot")).expect("directory");
     fs::write(root.join("boot/config-9.9-test"), config).expect("write");
-    fs::write(root.join("boot/vmlinuz-9.9-test"), elf_with_btf(&btf(functions, tracepoints)))
-        .expect("write");
+    fs::write(root.join("boot/vmlinuz-9.9-test"), elf_with_btf(btf)).expect("write");
     root
 }
 
-/// BTF of these functions and tracepoints (include/uapi/linux/btf.h).
-fn btf(functions: &[&str], tracepoints: &[&str]) -> Vec<u8> {
+/// BTF of these functions, tracepoints and structures, with one member each
+/// (include/uapi/linux/btf.h).
+fn btf(functions: &[String], tracepoints: &[String], members: &[(String, String)]) -> Vec<u8> {
     const STRUCT: u32 = 4;
     const TYPEDEF: u32 = 8;
     const FUNC: u32 = 12;
     let mut strings = vec![0u8];
     let mut types: Vec<u8> = Vec::new();
-    let names = functions
-        .iter()
-        .map(|name| (FUNC, (*name).to_string()))
-        .chain(tracepoints.iter().map(|name| (TYPEDEF, format!("btf_trace_{name}"))))
-        // By this one it is known that there are probes of many functions of a program at once.
-        .chain([(STRUCT, "bpf_uprobe_multi_link".to_string())]);
-    for (kind, name) in names {
+    let mut name = |name: &str| {
         let at = u32::try_from(strings.len()).expect("small");
-        for word in [at, kind << 24, 0] {
-            types.extend(word.to_le_bytes());
-        }
         strings.extend(name.bytes());
         strings.push(0);
+        at
+    };
+    let mut add = |words: &[u32]| types.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+    for function in functions {
+        add(&[name(function), FUNC << 24, 0]);
+    }
+    for tracepoint in tracepoints {
+        add(&[name(&format!("btf_trace_{tracepoint}")), TYPEDEF << 24, 0]);
+    }
+    // By this one it is known that there are probes of many functions of a program at once.
+    add(&[name("bpf_uprobe_multi_link"), STRUCT << 24, 0]);
+    for (structure, member) in members {
+        add(&[name(structure), STRUCT << 24 | 1, 0, name(member), 0, 0]);
     }
     let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("small");
     let mut out = vec![0x9f, 0xeb, 1, 0];
@@ -949,6 +954,26 @@ fn elf_with_btf(btf: &[u8]) -> Vec<u8> {
         }
     }
     out
+}
+
+/// What is recorded of the verifier names programs that the tool has, on each of the kernels.
+#[test]
+fn recorded_verifier_counts_are_of_the_tools_own_programs() {
+    for (tool, path) in objects() {
+        let open = ObjectBuilder::default().open_file(path).expect("open");
+        let programs: BTreeSet<String> =
+            open.progs().map(|program| program.name().to_string_lossy().into_owned()).collect();
+        let text = fs::read_to_string(root().join("tests/verifier").join(&tool)).expect(&tool);
+        let mut kernels = BTreeSet::new();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [kernel, program, count] = words[..] else { panic!("{tool}: {line}") };
+            assert!(programs.contains(program), "{tool} has no program {program}");
+            assert!(count.parse::<u64>().is_ok(), "{tool}: {line}");
+            kernels.insert(kernel);
+        }
+        assert_eq!(kernels, BTreeSet::from(["5.10", "6.1", "6.12", "newest"]), "{tool}");
+    }
 }
 
 /// The doctor's records, each of them JSON, and its status.
@@ -1056,24 +1081,39 @@ fn doctor_refuses_what_makes_no_sense() {
 #[test]
 fn doctor_judges_a_kernel_by_its_package() {
     let (functions, tracepoints) = targets();
-    let judge = |name: &str, functions: &[String], tracepoints: &[String], config: &str| {
-        let functions: Vec<&str> = functions.iter().map(String::as_str).collect();
-        let tracepoints: Vec<&str> = tracepoints.iter().map(String::as_str).collect();
-        let package = kernel_package(name, &functions, &tracepoints, config);
+    let judge = |name: &str, btf: &[u8], config: &str| {
+        let package = kernel_package(name, btf, config);
         let result = doctor(&["--kernel", package.to_str().expect("UTF-8")]);
         fs::remove_dir_all(package).expect("clean up");
         result
     };
     let config = [CONFIG, TRAMPOLINES, KPROBES].concat();
 
-    let (records, status) = judge("whole", &functions, &tracepoints, &config);
+    // What tools ask of the kernel's types stands in no object, but in why they refuse a way.
+    let (records, _) = judge("typeless", &btf(&functions, &tracepoints, &[]), &config);
+    let members: BTreeSet<(String, String)> = tool_records(&records)
+        .into_iter()
+        .flat_map(|record| record["refused"].as_array().expect("an array"))
+        .filter_map(|refused| {
+            let reason = refused["reason"].as_str().expect("a reason");
+            let (structure, member) = reason.rsplit_once(' ')?.1.split_once('.')?;
+            reason.contains("has no").then(|| (structure.to_string(), member.to_string()))
+        })
+        .collect();
+    assert!(
+        members.contains(&("bpf_insn_aux_data".to_string(), "loop_inline_state".to_string())),
+        "{members:?}"
+    );
+    let whole = btf(&functions, &tracepoints, &members.into_iter().collect::<Vec<_>>());
+
+    let (records, status) = judge("whole", &whole, &config);
     assert_eq!((status, &records[0]["kernel"]), (Some(0), &"9.9-test".into()));
     for record in tool_records(&records) {
         assert_eq!(record["verdict"], "probably", "{record}");
         assert_eq!(record["refused"], serde_json::json!([]), "{record}");
     }
 
-    let (records, status) = judge("empty", &[], &[], &config);
+    let (records, status) = judge("empty", &btf(&[], &[], &[]), &config);
     assert_eq!(status, Some(3));
     // Probes in programs and sampling need none of it.
     let in_kernel =
@@ -1089,13 +1129,13 @@ fn doctor_judges_a_kernel_by_its_package() {
         record.expect("the tool").clone()
     };
     let kprobes = [CONFIG, KPROBES].concat();
-    let (records, _) = judge("kprobes", &functions, &tracepoints, &kprobes);
+    let (records, _) = judge("kprobes", &whole, &kprobes);
     let opensnoop = way(&records, "opensnoop");
     assert_eq!(opensnoop["way"], "kprobe");
     assert!(opensnoop["refused"].to_string().contains("DIRECT_CALLS"), "{opensnoop}");
-    let (records, _) = judge("neither", &functions, &tracepoints, CONFIG);
+    let (records, _) = judge("neither", &whole, CONFIG);
     assert_eq!(way(&records, "opensnoop")["way"], "rawtp");
-    let (records, status) = judge("nothing", &functions, &tracepoints, "CONFIG_BPF_SYSCALL=y\n");
+    let (records, status) = judge("nothing", &whole, "CONFIG_BPF_SYSCALL=y\n");
     assert_eq!(status, Some(3));
     assert!(way(&records, "opensnoop")["reason"].to_string().contains("CONFIG_BPF_EVENTS"));
 }
@@ -1105,11 +1145,11 @@ fn doctor_judges_a_kernel_by_its_package() {
 fn doctor_says_why_a_package_cannot_be_judged() {
     usage_error(&["doctor", "--kernel", "/no/such/directory"], "/no/such/directory");
     usage_error(&["doctor", "--kernel", "/proc", "--report"], "--report");
-    let two = kernel_package("two", &[], &[], "");
+    let two = kernel_package("two", &btf(&[], &[], &[]), "");
     fs::copy(two.join("boot/vmlinuz-9.9-test"), two.join("boot/vmlinuz-9.8")).expect("copy");
     usage_error(&["doctor", "--kernel", two.to_str().expect("UTF-8")], "9.8, 9.9-test");
     fs::remove_dir_all(two).expect("clean up");
-    let package = kernel_package("odd", &[], &[], "");
+    let package = kernel_package("odd", &btf(&[], &[], &[]), "");
     let image = package.join("boot/vmlinuz-9.9-test");
     let directory = package.to_str().expect("UTF-8");
     let try_with = |bytes: &[u8]| {
@@ -1119,7 +1159,7 @@ fn doctor_says_why_a_package_cannot_be_judged() {
         assert!(output.stdout.is_empty() && stderr.lines().count() == 1, "{stderr}");
         (output.status.code(), stderr)
     };
-    let mut untyped = elf_with_btf(&btf(&[], &[]));
+    let mut untyped = elf_with_btf(&btf(&[], &[], &[]));
     let at = untyped.windows(5).rposition(|window| window == b".BTF\0").expect("the name");
     untyped[at..at + 4].copy_from_slice(b".xyz");
     let (status, stderr) = try_with(&untyped);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 
-//! cpudist against what the kernel itself counts of each thread (/proc/PID/schedstat): how often it
-//! came to a CPU, and how long it ran.
+//! cpudist against what the kernel itself counts of each thread (/proc/PID/schedstat and status): how
+//! often it came to a CPU, and how long it ran.
 
 use std::collections::HashSet;
 use std::fs;
@@ -24,9 +24,9 @@ use crate::support::burner::Burning;
 use crate::support::burner::around_naps;
 use crate::support::command;
 use crate::support::idle_ticks;
+use crate::support::sched::Counts;
 use crate::support::sched::Crew;
 use crate::support::sched::Echo;
-use crate::support::sched::Schedstat;
 use crate::support::sched::count_and_sum;
 use crate::support::sched::totals;
 use crate::support::sched::until_zombie;
@@ -57,7 +57,7 @@ fn every_stint() -> Outcome {
     let began = Instant::now();
     let crew = Crew::work(100);
     let longest = ns(began);
-    let truth = crew.schedstats();
+    let truth = crew.counts();
     let [on, off] = [on, off].map(|tool| {
         let finished = tool.stop();
         finished.assert_clean();
@@ -89,20 +89,20 @@ fn exit() -> Outcome {
     let mut echo = Echo::new();
     let pid = echo.pid;
     let mut tool = start("cpudist", &["-P", "-p", &pid.to_string(), "0.2"]);
-    let before = echo.schedstat();
+    let before = echo.counts();
     echo.rounds(3);
     let ended = echo.end();
     until_zombie(pid);
     // It may still be on the CPU.
     let mut seen = 0;
-    while seen < Schedstat::of(pid).since(before).times {
+    while seen < Counts::of(pid).since(before).times {
         let record = tool.wait_for(|record| record["type"] == "histogram");
         assert_eq!((&record["key"]["pid"], &record["key"]["comm"]), (&pid.into(), &"cat".into()));
         seen += count_and_sum(&record).0;
     }
     let finished = tool.stop();
     finished.assert_clean();
-    let times = Schedstat::of(pid).since(before).times;
+    let times = Counts::of(pid).since(before).times;
     drop(ended);
     assert_eq!(totals(&finished, |_| true).0, times);
     Outcome::Passed
@@ -112,7 +112,7 @@ fn exit() -> Outcome {
 /// are shown together are no longer than the tool ran. A guess would be as long as the machine is up.
 fn under_way() -> Outcome {
     let sleeping = Echo::new();
-    let before = sleeping.schedstat();
+    let before = sleeping.counts();
     let began = Instant::now();
     let on = start("cpudist", &["-I"]);
     let off = start("cpudist", &["-P", "-O", "-p", &sleeping.pid.to_string()]);
@@ -127,7 +127,7 @@ fn under_way() -> Outcome {
     let most = longest * u64::try_from(cpus.count()).expect("CPUs");
     let (count, sum) = totals(&on, |_| true);
     assert!(count > 0 && sum <= most, "{count} times, {sum} of {most}");
-    assert_eq!(sleeping.schedstat(), before);
+    assert_eq!(sleeping.counts(), before);
     assert_eq!(totals(&off, |_| true).0, 0);
     Outcome::Passed
 }
@@ -159,7 +159,7 @@ fn off_cpu() -> Outcome {
 fn filters_and_keys() -> Outcome {
     let cgroup = Cgroup::new("cpudist");
     let mut echo = Echo::start(&mut cgroup.command("cat", &[]), |pid| pid);
-    let before = echo.schedstat();
+    let before = echo.counts();
     let pid = echo.pid.to_string();
     let path = cgroup.path.to_str().expect("UTF-8");
     let name = format!("/{}", cgroup.path.file_name().and_then(|n| n.to_str()).expect("a name"));
@@ -172,7 +172,7 @@ fn filters_and_keys() -> Outcome {
         start("cpudist", &["-p", &pid, "--comm", "no-cat"]),
     ];
     echo.rounds(40);
-    let times = echo.schedstat().since(before).times;
+    let times = echo.counts().since(before).times;
     assert!(times >= 40);
     let [on, on_in, off, off_in, by_cgroup, nobody] = tools.map(|tool| {
         let finished = tool.stop();
@@ -223,12 +223,12 @@ fn idle() -> Outcome {
 fn intervals() -> Outcome {
     let mut echo = Echo::new();
     let pid = echo.pid.to_string();
-    let before = echo.schedstat();
+    let before = echo.counts();
     let mut tool = start("cpudist", &["-p", &pid, "0.3"]);
     let mut seen = 0;
     for _ in 0..3 {
         echo.rounds(5);
-        let times = echo.schedstat().since(before).times;
+        let times = echo.counts().since(before).times;
         while seen < times {
             seen += count_and_sum(&tool.wait_for(|record| record["type"] == "histogram")).0;
         }
@@ -256,9 +256,9 @@ fn text() -> Outcome {
         let mut said = String::new();
         // The banner comes when everything is attached.
         stdout.read_line(&mut said).expect("the banner");
-        let before = echo.schedstat();
+        let before = echo.counts();
         echo.rounds(3);
-        let mut times = echo.schedstat().since(before).times;
+        let mut times = echo.counts().since(before).times;
         if which == "off" {
             times -= 1;
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 
-//! runqlat against what the kernel itself counts of each thread (/proc/PID/schedstat): how often it
-//! came to a CPU, and how long it had waited for it.
+//! runqlat against what the kernel itself counts of each thread (/proc/PID/schedstat and status): how
+//! often it came to a CPU, and how long it had waited for it.
 
 use std::fs;
 use std::io::BufRead as _;
@@ -40,7 +40,7 @@ pub const CASES: &[Case] = &[
 fn every_wait() -> Outcome {
     let tool = start("runqlat", &["-L"]);
     let crew = Crew::work(100);
-    let truth = crew.schedstats();
+    let truth = crew.counts();
     let finished = tool.stop();
     finished.assert_clean();
     // A thread that wakes itself up just before it sleeps does so with interrupts on: what one of
@@ -63,7 +63,7 @@ fn every_wait() -> Outcome {
 fn filters() -> Outcome {
     let cgroup = Cgroup::new("runqlat");
     let mut echo = Echo::start(&mut cgroup.command("cat", &[]), |pid| pid);
-    let before = echo.schedstat();
+    let before = echo.counts();
     let pid = echo.pid.to_string();
     let path = cgroup.path.to_str().expect("UTF-8");
     let tools = [
@@ -73,7 +73,7 @@ fn filters() -> Outcome {
         start("runqlat", &["-p", &pid, "--comm", "no-cat"]),
     ];
     echo.rounds(40);
-    let times = echo.schedstat().since(before).times;
+    let times = echo.counts().since(before).times;
     assert!(times >= 40);
     let [by_pid, by_cgroup, by_name, nobody] = tools.map(|tool| {
         let finished = tool.stop();
@@ -102,14 +102,14 @@ fn keys() -> Outcome {
         let mut pids = procs.lines().map(|line| line.parse().expect("a number"));
         pids.find(|pid| *pid != parent).expect("a child")
     });
-    let before = echo.schedstat();
+    let before = echo.counts();
     let link = fs::read_link(format!("/proc/{}/ns/pid", echo.pid)).expect("a namespace");
     let link = link.to_str().expect("UTF-8");
     let pidns = link.trim_start_matches("pid:[").trim_end_matches(']').to_string();
     let tools = ["-P", "-L", "--pidnss", "--by-cgroup", "--by-container"]
         .map(|option| start("runqlat", &[option]));
     echo.rounds(40);
-    let times = echo.schedstat().since(before).times;
+    let times = echo.counts().since(before).times;
     let [by_pid, by_tid, by_pidns, by_cgroup, by_container] = tools.map(|tool| {
         let finished = tool.stop();
         finished.assert_clean();
@@ -156,14 +156,14 @@ fn intervals() -> Outcome {
     for option in [&[][..], &["-L"]] {
         let mut echo = Echo::new();
         let pid = echo.pid.to_string();
-        let mut before = echo.schedstat();
+        let mut before = echo.counts();
         let mut tool = start("runqlat", &[&["-p", &pid, "0.3"], option].concat());
         let first = before;
         for _ in 0..3 {
             echo.rounds(5);
             // An interval may have ended meanwhile.
-            let times = echo.schedstat().since(before).times;
-            before = echo.schedstat();
+            let times = echo.counts().since(before).times;
+            before = echo.counts();
             let mut seen = 0;
             while seen < times {
                 let record = tool.wait_for(|record| record["type"] == "histogram");
@@ -173,7 +173,7 @@ fn intervals() -> Outcome {
         }
         let finished = tool.stop();
         finished.assert_clean();
-        assert_eq!(totals(&finished, |_| true).0, echo.schedstat().since(first).times);
+        assert_eq!(totals(&finished, |_| true).0, echo.counts().since(first).times);
     }
     let counted = start("runqlat", &["0.1", "2"]).finish();
     assert_eq!((counted.of("report").count(), &counted.end()["reason"]), (2, &"count".into()));
@@ -195,9 +195,9 @@ fn text() -> Outcome {
         let mut said = String::new();
         // The banner comes when everything is attached.
         stdout.read_line(&mut said).expect("the banner");
-        let before = echo.schedstat();
+        let before = echo.counts();
         echo.rounds(3);
-        let times = echo.schedstat().since(before).times;
+        let times = echo.counts().since(before).times;
         kill(Pid::from_raw(i32::try_from(child.id()).expect("pid")), Signal::SIGTERM)
             .expect("kill");
         stdout.read_to_string(&mut said).expect("text");

@@ -34,25 +34,43 @@ use super::gettid;
 use super::patience;
 use super::wait_until_in_call;
 
-/// What the kernel counts of a thread: /proc/PID/schedstat.
+/// What the kernel counts of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Schedstat {
+pub struct Counts {
     /// Nanoseconds on a CPU.
     pub ran_ns: u64,
     /// Nanoseconds in the queue of those that want one.
     pub waited_ns: u64,
-    /// How often it came to a CPU.
+    /// How often another came to its CPU. Of a thread that sleeps or has ended, that is as often as it
+    /// came to one itself.
+    ///
+    /// The third number of schedstat is not that: a thread that is preempted when it has said that it
+    /// is about to sleep, but is still in the queue, is not counted there when it goes on
+    /// (`sched_info_depart()` in kernel/sched/stats.h). `__schedule()` counts each switch.
     pub times: u64,
 }
 
-impl Schedstat {
+impl Counts {
     /// Of this thread.
     pub fn of(tid: u64) -> Self {
-        let path = format!("/proc/{tid}/schedstat");
-        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let read = |name: &str| {
+            let path = format!("/proc/{tid}/{name}");
+            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+        };
+        let text = read("schedstat");
         let numbers: Vec<u64> =
             text.split_whitespace().map(|word| word.parse().expect("a number")).collect();
-        let [ran_ns, waited_ns, times] = numbers[..] else { panic!("{path}: {text}") };
+        let [ran_ns, waited_ns, _] = numbers[..] else { panic!("schedstat of {tid}: {text}") };
+        let status = read("status");
+        let switches = |kind: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(kind));
+            line.and_then(|rest| rest.trim_start_matches(':').trim().parse().ok())
+                .unwrap_or_else(|| panic!("{kind} of {tid}: {status}"))
+        };
+        let times = switches("voluntary_ctxt_switches") + switches("nonvoluntary_ctxt_switches");
+        if times != numbers[2] {
+            eprintln!("DIFFER {tid}: {times} {text}");
+        }
         Self { ran_ns, waited_ns, times }
     }
 
@@ -110,9 +128,9 @@ impl Echo {
     }
 
     /// What the kernel has counted until it slept.
-    pub fn schedstat(&self) -> Schedstat {
+    pub fn counts(&self) -> Counts {
         wait_until_in_call(self.pid, libc::SYS_read);
-        Schedstat::of(self.pid)
+        Counts::of(self.pid)
     }
 
     /// Lets it end; it is collected when this goes out of scope.
@@ -213,8 +231,8 @@ impl Crew {
     }
 
     /// What the kernel has counted of each.
-    pub fn schedstats(&self) -> Vec<(u64, Schedstat)> {
-        self.tids.iter().map(|tid| (*tid, Schedstat::of(*tid))).collect()
+    pub fn counts(&self) -> Vec<(u64, Counts)> {
+        self.tids.iter().map(|tid| (*tid, Counts::of(*tid))).collect()
     }
 }
 

@@ -244,32 +244,65 @@ fn describe(name: &str, skeleton: &Path, text: &str) -> Result<String> {
 
 /// What says which line of C an instruction is of is a third of an object, and the kernel looks at
 /// every record of it when a program is loaded. Only where functions begin it stays: libbpf complains
-/// when there is nothing. What goes is made zero, so that nothing else has to move; packed, that is
-/// nothing.
+/// when there is nothing. libbpf keeps what remains for as long as a tool runs.
 ///
 /// Layout: include/uapi/linux/btf.h, and struct `btf_ext_header` of libbpf.
 mod line_info {
+    use std::collections::HashMap;
     use std::collections::HashSet;
+    use std::mem::offset_of;
     use std::ops::Range;
 
     use anyhow::Context as _;
     use anyhow::Result;
     use anyhow::ensure;
-    use object::Object as _;
-    use object::ObjectSection as _;
+    use object::LittleEndian as Le;
+    use object::elf;
+    use object::read::elf::FileHeader as _;
+    use object::read::elf::SectionHeader as _;
 
-    /// Removes the records from `.BTF.ext`, and from `.BTF` the strings that only they refer to.
+    /// Removes the records from `.BTF.ext`, and from `.BTF` the strings that only they refer to. Both
+    /// sections become shorter and stay where they are.
     pub fn thin(object: &mut [u8]) -> Result<()> {
-        let file = object::File::parse(&*object)?;
-        let place = |name: &str| -> Result<Range<usize>> {
-            let section = file.section_by_name(name).with_context(|| format!("no {name}"))?;
-            let (start, size) = section.file_range().with_context(|| format!("no {name}"))?;
-            Ok(usize::try_from(start)?..usize::try_from(start + size)?)
-        };
-        let (btf, ext) = (place(".BTF")?, place(".BTF.ext")?);
-        let (before, ext) = object.split_at_mut(ext.start);
-        ensure!(btf.end <= before.len(), ".BTF stands behind .BTF.ext");
-        strip(&mut before[btf], ext)
+        let (btf, ext) = (Section::find(object, b".BTF")?, Section::find(object, b".BTF.ext")?);
+        let (types, lines) = strip(&object[btf.place.clone()], &object[ext.place.clone()])?;
+        btf.replace(object, &types)?;
+        ext.replace(object, &lines)
+    }
+
+    /// Where a section of the object stands, and where its size is written.
+    struct Section {
+        place: Range<usize>,
+        size_at: usize,
+    }
+
+    impl Section {
+        fn find(object: &[u8], name: &[u8]) -> Result<Self> {
+            let header = elf::FileHeader64::<Le>::parse(object)?;
+            let sections = header.sections(Le, object)?;
+            let (index, section) = sections
+                .enumerate()
+                .find(|(_, section)| sections.section_name(Le, section) == Ok(name))
+                .with_context(|| format!("no {}", name.escape_ascii()))?;
+            let (start, size) = section.file_range(Le).context("a section without bytes")?;
+            let headers = usize::try_from(header.e_shoff(Le))?;
+            let own = headers + index.0 * size_of::<elf::SectionHeader64<Le>>();
+            Ok(Self {
+                place: usize::try_from(start)?..usize::try_from(start + size)?,
+                size_at: own + offset_of!(elf::SectionHeader64<Le>, sh_size),
+            })
+        }
+
+        fn replace(self, object: &mut [u8], bytes: &[u8]) -> Result<()> {
+            let place = object.get_mut(self.place).context("cut short")?;
+            ensure!(bytes.len() <= place.len(), "a section has become longer");
+            let (used, unused) = place.split_at_mut(bytes.len());
+            used.copy_from_slice(bytes);
+            unused.fill(0);
+            let size = u64::try_from(bytes.len())?.to_le_bytes();
+            object[self.size_at..self.size_at + size.len()].copy_from_slice(&size);
+            Ok(())
+        }
     }
 
     fn word(bytes: &[u8], at: usize) -> Result<usize> {
@@ -277,93 +310,138 @@ mod line_info {
         Ok(u32::from_le_bytes(word.try_into()?) as usize)
     }
 
-    /// `ext` may go on behind its end.
-    fn strip(btf: &mut [u8], ext: &mut [u8]) -> Result<()> {
-        ensure!(btf.starts_with(&[0x9f, 0xeb]) && ext.starts_with(&[0x9f, 0xeb]), "no magic");
-        let header = word(ext, 4)?;
-        let section = |at: usize| -> Result<Range<usize>> {
-            let start = header + word(ext, at)?;
-            Ok(start..start + word(ext, at + 4)?)
-        };
-        let (functions, lines, relocations) = (section(8)?, section(16)?, section(24)?);
+    fn set_word(bytes: &mut [u8], at: usize, word: usize) -> Result<()> {
+        let place = bytes.get_mut(at..at + 4).context("cut short")?;
+        place.copy_from_slice(&u32::try_from(word)?.to_le_bytes());
+        Ok(())
+    }
 
-        let mut kept = names(btf)?;
+    /// What is left of `.BTF` and of `.BTF.ext`.
+    fn strip(btf: &[u8], ext: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
+        ensure!(btf.starts_with(&[0x9f, 0xeb]) && ext.starts_with(&[0x9f, 0xeb]), "no magic");
+        let strings = word(btf, 4)? + word(btf, 16)?;
+        ensure!(strings + word(btf, 20)? == btf.len(), "the strings do not end where they should");
+        let (mut types, mut lines) = (btf[..strings].to_vec(), only_beginnings(ext)?);
+
+        // The first string is the empty one.
+        let mut left = vec![0];
+        let mut moved = HashMap::from([(0, 0)]);
+        let places = [type_names(btf)?, texts(&lines)?];
+        for (bytes, places) in [&mut types, &mut lines].into_iter().zip(places) {
+            for at in places {
+                let old = word(bytes, at)?;
+                let new = *moved.entry(old).or_insert(left.len());
+                if new == left.len() {
+                    let text = btf.get(strings + old..).context("a string that is not there")?;
+                    let length = text.iter().position(|b| *b == 0).context("an open string")?;
+                    left.extend(&text[..=length]);
+                }
+                set_word(bytes, at, new)?;
+            }
+        }
+        set_word(&mut types, 20, left.len())?;
+        types.extend(left);
+        Ok((types, lines))
+    }
+
+    /// Where the three parts of `.BTF.ext` are described in its header.
+    const FUNCTIONS: usize = 8;
+    const LINES: usize = 16;
+    const RELOCATIONS: usize = 24;
+
+    fn part(ext: &[u8], described: usize) -> Result<&[u8]> {
+        let start = word(ext, 4)? + word(ext, described)?;
+        ext.get(start..start + word(ext, described + 4)?).context("cut short")
+    }
+
+    /// `.BTF.ext` with the lines where functions begin.
+    fn only_beginnings(ext: &[u8]) -> Result<Vec<u8>> {
+        let functions = part(ext, FUNCTIONS)?;
         let mut begins = HashSet::new();
-        each_record(&ext[functions], |section, record| {
-            kept.insert(section);
-            begins.insert((section, word(record, 0)?));
-            Ok(())
-        })?;
-        each_record(&ext[relocations], |section, record| {
-            kept.extend([section, word(record, 8)?]);
-            Ok(())
-        })?;
+        for (section, record) in records(functions)? {
+            begins.insert((word(functions, section)?, word(functions, record)?));
+        }
+        let lines = part(ext, LINES)?;
+        let size = word(lines, 0)?;
         // By section, as they stand there.
         let mut left: Vec<(usize, Vec<&[u8]>)> = Vec::new();
-        let mut of_lines = HashSet::new();
-        let info = ext[lines.clone()].to_vec();
-        each_record(&info, |section, record| {
-            let texts = [word(record, 4)?, word(record, 8)?];
-            if begins.contains(&(section, word(record, 0)?)) {
-                kept.extend(texts);
+        for (section, record) in records(lines)? {
+            let section = word(lines, section)?;
+            if begins.contains(&(section, word(lines, record)?)) {
+                let record = &lines[record..record + size];
                 match left.last_mut().filter(|(name, _)| *name == section) {
                     Some((_, records)) => records.push(record),
                     None => left.push((section, vec![record])),
                 }
             }
-            of_lines.extend(texts);
-            Ok(())
-        })?;
-
-        let mut thin = info[..4].to_vec();
+        }
+        let mut thin = lines[..4].to_vec();
         for (section, records) in left {
             thin.extend(u32::try_from(section)?.to_le_bytes());
             thin.extend(u32::try_from(records.len())?.to_le_bytes());
             thin.extend(records.concat());
         }
-        let (used, unused) = ext[lines].split_at_mut(thin.len());
-        used.copy_from_slice(&thin);
-        unused.fill(0);
-        // line_info_len of struct btf_ext_header.
-        ext[20..24].copy_from_slice(&u32::try_from(thin.len())?.to_le_bytes());
-        let strings = word(btf, 4)? + word(btf, 16)?;
-        for at in of_lines.difference(&kept) {
-            let text = btf.get_mut(strings + at..).context("a string that is not there")?;
-            let length = text.iter().position(|byte| *byte == 0).context("an open string")?;
-            text[..length].fill(0);
+
+        let mut all = ext[..word(ext, 4)?].to_vec();
+        let header = all.len();
+        let parts =
+            [(FUNCTIONS, functions), (LINES, &thin), (RELOCATIONS, part(ext, RELOCATIONS)?)];
+        for (described, bytes) in parts {
+            let start = all.len() - header;
+            set_word(&mut all, described, start)?;
+            set_word(&mut all, described + 4, bytes.len())?;
+            all.extend(bytes);
         }
-        Ok(())
+        Ok(all)
     }
 
-    /// Calls `each` for every record, with the name of the section that it is about.
-    fn each_record<'i>(
-        info: &'i [u8],
-        mut each: impl FnMut(usize, &'i [u8]) -> Result<()>,
-    ) -> Result<()> {
-        if info.is_empty() {
-            return Ok(());
+    /// Of each record of a part: where the name of its section stands, and where itself begins.
+    fn records(part: &[u8]) -> Result<Vec<(usize, usize)>> {
+        let mut records = Vec::new();
+        if part.is_empty() {
+            return Ok(records);
         }
-        let size = word(info, 0)?;
+        let size = word(part, 0)?;
         let mut at = 4;
-        while at < info.len() {
-            let (section, count) = (word(info, at)?, word(info, at + 4)?);
+        while at < part.len() {
+            let (section, count) = (at, word(part, at + 4)?);
             at += 8;
             for _ in 0..count {
-                each(section, info.get(at..at + size).context("cut short")?)?;
+                ensure!(at + size <= part.len(), "cut short");
+                records.push((section, at));
                 at += size;
             }
         }
-        Ok(())
+        Ok(records)
     }
 
-    /// Where the names of all types and of their members are.
-    fn names(btf: &[u8]) -> Result<HashSet<usize>> {
-        let mut names = HashSet::new();
+    /// Where `.BTF.ext` refers to strings.
+    fn texts(ext: &[u8]) -> Result<Vec<usize>> {
+        let mut places = Vec::new();
+        // File and text of a line; where a field is that is relocated.
+        for (described, texts) in
+            [(FUNCTIONS, &[][..]), (LINES, &[4, 8][..]), (RELOCATIONS, &[8][..])]
+        {
+            let start = word(ext, 4)? + word(ext, described)?;
+            let mut last = None;
+            for (section, record) in records(part(ext, described)?)? {
+                if last.replace(section) != Some(section) {
+                    places.push(start + section);
+                }
+                places.extend(texts.iter().map(|text| start + record + text));
+            }
+        }
+        Ok(places)
+    }
+
+    /// Where `.BTF` refers to strings: the names of all types and of their members.
+    fn type_names(btf: &[u8]) -> Result<Vec<usize>> {
+        let mut names = Vec::new();
         let start = word(btf, 4)? + word(btf, 8)?;
         let end = start + word(btf, 12)?;
         let mut at = start;
         while at < end {
-            names.insert(word(btf, at)?);
+            names.push(at);
             let info = word(btf, at + 4)?;
             let count = info & 0xffff;
             at += 12;
@@ -385,7 +463,7 @@ mod line_info {
             };
             for _ in 0..records {
                 if named {
-                    names.insert(word(btf, at)?);
+                    names.push(at);
                 }
                 at += size;
             }

@@ -11,7 +11,7 @@
  * fsync of a synchronous write, a file system on top of another) counts as well. A read or write
  * that the caller does not wait for (io_uring, libaio, loop devices) returns EIOCBQUEUED and goes
  * on; it is kept by its kiocb as well, until the function is called that its submitter wants to
- * have called at the end. Whoever deletes an entry has the right to report it: there is exactly
+ * have called at the end. Whoever deletes that entry has the right to report it: there is exactly
  * one, however the two ends race.
  *
  * In the way of fentry and fexit each program has a twin (twin.h): ends of I/O come in bursts, in
@@ -36,6 +36,7 @@ enum fs_operation {
 	FS_FSYNC,
 	FS_GETATTR,
 	FS_COMMIT,
+	FS_OPERATIONS,
 };
 
 /* Thread and operation. */
@@ -67,7 +68,20 @@ struct {
 	__uint(max_entries, 16384);
 	__type(key, struct fs_key);
 	__type(value, struct fs_call);
-} fs_calls SEC(".maps");
+} fs_calls__kprobe SEC(".maps");
+
+/* Calls that a thread is in, by operation; start_ns is 0 when it is not. */
+struct fs_thread {
+	struct fs_call calls[FS_OPERATIONS];
+};
+
+/* With the thread itself they are found faster, and there is room for every thread. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct fs_thread);
+} fs_calls__fexit SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -89,11 +103,9 @@ static __always_inline bool fs_first(__u32 operation, bool is_twin)
 	return twin_first((__u32)bpf_get_current_pid_tgid() * 8 + operation, is_twin);
 }
 
-/* The operation begins. */
-static __always_inline int fs_begin(struct fs_call *call)
+/* The operation begins. `typed`, here and below: in the way of fentry and fexit. */
+static __always_inline int fs_begin(struct fs_call *call, bool typed)
 {
-	struct fs_key key = { (__u32)bpf_get_current_pid_tgid(), call->operation };
-
 	call->start_ns = bpf_ktime_get_ns();
 	if (call->request) {
 #ifdef FS_DETAILS
@@ -101,7 +113,20 @@ static __always_inline int fs_begin(struct fs_call *call)
 #endif
 		map_insert(&fs_requests, &call->request, call, BPF_ANY);
 	}
-	map_insert(&fs_calls, &key, call, BPF_ANY);
+	if (typed) {
+		struct fs_thread *thread = bpf_task_storage_get(&fs_calls__fexit,
+								bpf_get_current_task_btf(), NULL,
+								BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+		if (thread)
+			thread->calls[call->operation] = *call;
+		else
+			count_map_full();
+	} else {
+		struct fs_key key = { (__u32)bpf_get_current_pid_tgid(), call->operation };
+
+		map_insert(&fs_calls__kprobe, &key, call, BPF_ANY);
+	}
 	return 0;
 }
 
@@ -116,22 +141,22 @@ static __always_inline int fs_begin_io(struct kiocb *kiocb, __u32 operation, boo
 	call.path = fs_path_of(fs_field(typed, kiocb, ki_filp));
 	call.offset = fs_field(typed, kiocb, ki_pos);
 #endif
-	return fs_begin(&call);
+	return fs_begin(&call, typed);
 }
 
 /* open (struct inode *, struct file *) */
-static __always_inline int fs_begin_open(struct file *file)
+static __always_inline int fs_begin_open(struct file *file, bool typed)
 {
 	struct fs_call call = { .operation = FS_OPEN };
 
 #ifdef FS_DETAILS
 	call.path = fs_path_of(file);
 #endif
-	return fs_begin(&call);
+	return fs_begin(&call, typed);
 }
 
 /* fsync (struct file *, loff_t start, loff_t end, int datasync) */
-static __always_inline int fs_begin_fsync(struct file *file, __u64 start, __u64 end)
+static __always_inline int fs_begin_fsync(struct file *file, __u64 start, __u64 end, bool typed)
 {
 	struct fs_call call = { .operation = FS_FSYNC };
 
@@ -143,18 +168,18 @@ static __always_inline int fs_begin_fsync(struct file *file, __u64 start, __u64 
 	if (end == 0x7fffffffffffffffULL)
 		call.bytes = end;
 #endif
-	return fs_begin(&call);
+	return fs_begin(&call, typed);
 }
 
 /* getattr (struct mnt_idmap *, const struct path *, struct kstat *, u32, unsigned int) */
-static __always_inline int fs_begin_getattr(__u64 path)
+static __always_inline int fs_begin_getattr(__u64 path, bool typed)
 {
 	struct fs_call call = { .operation = FS_GETATTR };
 
 #ifdef FS_DETAILS
 	call.path = path;
 #endif
-	return fs_begin(&call);
+	return fs_begin(&call, typed);
 }
 
 /*
@@ -169,18 +194,35 @@ static __always_inline __u64 fs_getattr_path(__u64 first, __u64 second, __u64 th
 	return (__s64)third < 0 ? second : first;
 }
 
-/* The function returns. */
-static __always_inline int fs_end(void *slots, __u32 operation, long result)
+/* The call of the current thread that comes to its end, which is forgotten. */
+static __always_inline bool fs_take(__u32 operation, struct fs_call *call, bool typed)
 {
+	if (typed) {
+		struct fs_thread *thread =
+			bpf_task_storage_get(&fs_calls__fexit, bpf_get_current_task_btf(), NULL, 0);
+
+		if (!thread || !thread->calls[operation].start_ns)
+			return false;
+		*call = thread->calls[operation];
+		thread->calls[operation].start_ns = 0;
+		return true;
+	}
+
 	struct fs_key key = { (__u32)bpf_get_current_pid_tgid(), operation };
-	struct fs_call *found = bpf_map_lookup_elem(&fs_calls, &key);
+	struct fs_call *found = bpf_map_lookup_elem(&fs_calls__kprobe, &key);
 
 	if (!found)
-		return 0;
+		return false;
+	*call = *found;
+	return !bpf_map_delete_elem(&fs_calls__kprobe, &key);
+}
 
-	struct fs_call call = *found;
+/* The function returns. */
+static __always_inline int fs_end(void *slots, __u32 operation, long result, bool typed)
+{
+	struct fs_call call;
 
-	if (bpf_map_delete_elem(&fs_calls, &key))
+	if (!fs_take(operation, &call, typed))
 		return 0;
 	if (call.request) {
 		/* It goes on. */
@@ -232,13 +274,13 @@ static __always_inline int fs_complete(void *slots, __u64 request, long result)
 	SEC("fexit/" function)                                                                     \
 	int role##_exit__fexit(__u64 *arg)                                                         \
 	{                                                                                          \
-		return fs_end(FS_SLOT_OF(role##_slot), operation, result);                         \
+		return fs_end(FS_SLOT_OF(role##_slot), operation, result, true);                   \
 	}                                                                                          \
                                                                                                    \
 	SEC("fexit/" function)                                                                     \
 	int role##_exit_twin__fexit(__u64 *arg)                                                    \
 	{                                                                                          \
-		return fs_end(FS_SLOT_OF(role##_slot_twin__fexit), operation, result);             \
+		return fs_end(FS_SLOT_OF(role##_slot_twin__fexit), operation, result, true);       \
 	}                                                                                          \
                                                                                                    \
 	SEC("fentry/" function)                                                                    \
@@ -256,7 +298,7 @@ static __always_inline int fs_complete(void *slots, __u64 request, long result)
 	SEC("kretprobe/" function)                                                                 \
 	int role##_exit__kprobe(struct pt_regs *ctx)                                               \
 	{                                                                                          \
-		return fs_end(FS_SLOT_OF(role##_slot), operation, result_kprobe);                  \
+		return fs_end(FS_SLOT_OF(role##_slot), operation, result_kprobe, false);           \
 	}                                                                                          \
                                                                                                    \
 	SEC("kprobe/" function)                                                                    \
@@ -272,8 +314,8 @@ static __always_inline int fs_complete(void *slots, __u64 request, long result)
 		     (long)arg[2], (long)PT_REGS_RC(ctx))
 
 #define FS_OPENS(role, function)                                                                   \
-	FS_OPERATION(role, function, FS_OPEN, fs_begin_open((struct file *)arg[1]),                \
-		     fs_begin_open((struct file *)PT_REGS_PARM2(ctx)), (int)arg[2],                \
+	FS_OPERATION(role, function, FS_OPEN, fs_begin_open((struct file *)arg[1], true),          \
+		     fs_begin_open((struct file *)PT_REGS_PARM2(ctx), false), (int)arg[2],         \
 		     (int)PT_REGS_RC(ctx))
 
 FS_IO(read, "ext4_file_read_iter", FS_READ)
@@ -282,14 +324,15 @@ FS_OPENS(open, "ext4_file_open")
 /* NFSv4 has an open of its own, beside that of NFSv3. */
 FS_OPENS(open_too, "nfs4_file_open")
 FS_OPERATION(fsync, "ext4_sync_file", FS_FSYNC,
-	     fs_begin_fsync((struct file *)arg[0], arg[1], arg[2]),
+	     fs_begin_fsync((struct file *)arg[0], arg[1], arg[2], true),
 	     fs_begin_fsync((struct file *)PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx),
-			    PT_REGS_PARM3(ctx)),
+			    PT_REGS_PARM3(ctx), false),
 	     (int)arg[4], (int)PT_REGS_RC(ctx))
 /* What modules describe to fentry has five arguments: it came in 5.11, and they in 5.12. */
-FS_OPERATION(getattr, "ext4_file_getattr", FS_GETATTR, fs_begin_getattr(arg[1]),
+FS_OPERATION(getattr, "ext4_file_getattr", FS_GETATTR, fs_begin_getattr(arg[1], true),
 	     fs_begin_getattr(fs_getattr_path(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx),
-					      PT_REGS_PARM3(ctx))),
+					      PT_REGS_PARM3(ctx)),
+			      false),
 	     (int)arg[5], (int)PT_REGS_RC(ctx))
 
 /* Who wants to be told of the end of a read or write: (struct kiocb *, long result, ...). */

@@ -118,10 +118,12 @@ cache of a network file system) are not, and do not count.",
         Records::new([kind]).banner("Tracing FS operation latency... Hit Ctrl-C to end.")
     }
 
-    fn configure(&self, open: &mut bpf::OpenSkel<'_>, _way: &Way) -> Result<()> {
+    fn configure(&self, open: &mut bpf::OpenSkel<'_>, way: &Way) -> Result<()> {
         let settings = open.maps.rodata_data.as_deref_mut().context("no .rodata")?;
         settings.ns_per_slot_unit = self.unit().scale;
         open.maps.latencies.set_max_entries(u32::try_from(file_systems::OPERATIONS.len())?)?;
+        open.maps.fs_calls__fexit.set_autocreate(way.name == "fexit")?;
+        open.maps.fs_calls__kprobe.set_autocreate(way.name == "kprobe")?;
         Ok(())
     }
 

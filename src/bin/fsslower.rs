@@ -176,10 +176,12 @@ is not known.",
         Records::new([kind]).banner(self.banner())
     }
 
-    fn configure(&self, open: &mut bpf::OpenSkel<'_>, _way: &Way) -> Result<()> {
+    fn configure(&self, open: &mut bpf::OpenSkel<'_>, way: &Way) -> Result<()> {
         let settings = open.maps.rodata_data.as_deref_mut().context("no .rodata")?;
         settings.want_min_ns = self.min_ns();
         settings.want_path = self.full_path;
+        open.maps.fs_calls__fexit.set_autocreate(way.name == "fexit")?;
+        open.maps.fs_calls__kprobe.set_autocreate(way.name == "kprobe")?;
         Ok(())
     }
 

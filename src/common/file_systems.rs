@@ -254,7 +254,12 @@ macro_rules! way {
 /// there.
 pub fn ways(fs: Option<&FileSystem>) -> Vec<Way> {
     let fs = fs.or_else(|| ALL.iter().find(|fs| fs.name == EXAMPLE)).unwrap_or(&BASE);
-    vec![way!(fs, "fexit"), way!(fs, "kprobe")]
+    vec![
+        // What is under way is kept with the thread (task-local storage), which programs of this
+        // kind can do since a10787e6d58c "bpf: Enable task local storage for tracing programs" (5.12).
+        way!(fs, "fexit").only_where("task_struct", "bpf_storage"),
+        way!(fs, "kprobe"),
+    ]
 }
 
 /// A path from its names, which come leaf first, each with its NUL; `cut` where the upper ones are

@@ -110,6 +110,7 @@ map_full. With a filter on the task, requests without a submitter are left out."
         Question { heading: "Block I/O", question: "Is disk I/O random or sequential?" };
     const LETTERS: &'static [(&'static str, char)] =
         &[("cgroup", 'c'), ("pid", 'p'), ("timestamp", 'T')];
+    const TABLE: Option<Table> = Some(Table::running_on("disk"));
 
     fn ways(&self) -> Vec<Way> {
         vec![
@@ -164,13 +165,11 @@ map_full. With a filter on the task, requests without a submitter are left out."
                     sum.sequential += part.sequential;
                     sum.random += part.random;
                 })?;
-            let mut rows: Vec<(u32, Count)> = now
+            let counts = now
                 .iter()
                 .map(|(disk, all)| (*disk, all.since(seen.get(disk).copied().unwrap_or_default())))
-                .filter(|(_, count)| count.requests > 0)
-                .collect();
-            rows.sort_unstable_by_key(|(disk, _)| *disk);
-            for (disk, count) in rows {
+                .filter(|(_, count)| count.requests > 0);
+            for (disk, count) in counts {
                 let percent = count.percent();
                 let part = |part: Option<u64>| part.map_or(Value::Null, Value::Uint);
                 out.row(

@@ -29,6 +29,7 @@ use crate::output::Color;
 use crate::output::Form;
 use crate::output::Output;
 use crate::output::Selection;
+use crate::pidns;
 use crate::session::Every;
 use crate::table::Table;
 use crate::table::TableChoice;
@@ -361,18 +362,25 @@ fn of_tables(table: Table) -> Vec<Arg> {
         let others = table.names.iter().filter(move |(known, _)| *known == name);
         Arg::new(name).long(name).help_heading(OUTPUT).aliases(others.map(|(_, other)| *other))
     };
-    vec![
+    let default =
+        if table.runs_on { "all".into() } else { format!("what fits, or {}", table.rows) };
+    let mut args = vec![
         arg("sort")
             .value_name("FIELD")
             .help(format!("Sort rows by this: {names}any field (default: {})", table.sort)),
         arg("rows")
             .value_name("N")
             .value_parser(clap::value_parser!(u32).range(1..))
-            .help(format!("Show at most N rows (default: what fits, or {})", table.rows)),
-        arg("no-clear")
-            .action(ArgAction::SetTrue)
-            .help("Print one table after another instead of drawing over the last"),
-    ]
+            .help(format!("Show at most N rows (default: {default})")),
+    ];
+    if !table.runs_on {
+        args.push(
+            arg("no-clear")
+                .action(ArgAction::SetTrue)
+                .help("Print one table after another instead of drawing over the last"),
+        );
+    }
+    args
 }
 
 /// Adds the common options to a tool's own. An option that the tool has itself is left out.
@@ -516,6 +524,7 @@ impl Common {
                     .cloned()
                     .collect(),
                 limit: get::<u64>(matches, "limit"),
+                of_host: pidns::own().is_some() || get::<PathBuf>(matches, "from").is_some(),
                 table: table.map(|table| TableChoice {
                     table,
                     sort: get::<String>(matches, "sort"),

@@ -55,7 +55,7 @@ fn describe(entry: &Entry) -> Result<Tool> {
     command.build();
     let mut fields: Vec<String> = Vec::new();
     for kind in &(entry.records)(&[])?.kinds {
-        for (_, field) in kind.all_fields() {
+        for (_, field) in kind.all_fields(false) {
             if !fields.iter().any(|known| known == field.name) {
                 fields.push(field.name.into());
             }

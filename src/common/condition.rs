@@ -216,16 +216,20 @@ fn with_text<R>(value: &Value<'_>, test: impl FnOnce(&[u8]) -> R) -> Option<R> {
     }
 }
 
-/// The tests of each kind; `None` for a kind that has not all of the fields, which never passes.
+/// The tests of each kind, whose records may have fields of the host (`of_host`); `None` for a kind that has not all of the fields, which never passes.
 ///
 /// # Errors
 /// A usage error for a field that no record has, which of a histogram is its key, and for a value that is not of its type.
-pub(crate) fn bind(conditions: &[Condition], kinds: &[Kind]) -> Result<Vec<Option<Vec<Test>>>> {
+pub(crate) fn bind(
+    conditions: &[Condition],
+    kinds: &[Kind],
+    of_host: bool,
+) -> Result<Vec<Option<Vec<Test>>>> {
     for Condition { field, .. } in conditions {
         let mut names: Vec<&str> = Vec::new();
         let mut exists = false;
         for kind in kinds {
-            for (_, known) in kind.all_fields() {
+            for (_, known) in kind.all_fields(of_host) {
                 exists |= known.name == field
                     || (known.ty.has_raw() && field.strip_suffix("_raw") == Some(known.name));
                 if !names.contains(&known.name) {
@@ -241,7 +245,7 @@ pub(crate) fn bind(conditions: &[Condition], kinds: &[Kind]) -> Result<Vec<Optio
     kinds
         .iter()
         .map(|kind| {
-            let all = kind.all_fields();
+            let all = kind.all_fields(of_host);
             let mut tests = Vec::new();
             for condition in conditions {
                 let by_name = |name: &str| all.iter().find(|(_, field)| field.name == name);
@@ -355,7 +359,7 @@ mod tests {
             Kind::event("a").field("x", Type::Uint, "").field("e", Type::Errno, ""),
             Kind::row("b").field("y", Type::Uint, ""),
         ];
-        let bound = |text| bind(&[Condition::parse(text).expect("a condition")], &kinds);
+        let bound = |text| bind(&[Condition::parse(text).expect("a condition")], &kinds, false);
         let x = bound("x = 1").expect("valid");
         assert!(x[0].as_ref().is_some_and(|tests| tests.len() == 1) && x[1].is_none());
         assert!(bound("e_raw = 1").is_ok() && bound("pid = 1").is_ok());
@@ -363,10 +367,10 @@ mod tests {
         let unknown = bound("z = 1").expect_err("refused").to_string();
         assert!(unknown.contains("'z'") && unknown.contains("x, e, y"), "{unknown}");
         let histogram = [Kind::histogram("h")];
-        let refused = bind(&[Condition::parse("x = 1").expect("a condition")], &histogram);
+        let refused = bind(&[Condition::parse("x = 1").expect("a condition")], &histogram, false);
         assert!(refused.expect_err("refused").to_string().contains("'x'"));
         let keyed = [Kind::histogram("h").field("x", Type::Uint, "")];
-        let bound = bind(&[Condition::parse("x = 1").expect("a condition")], &keyed);
+        let bound = bind(&[Condition::parse("x = 1").expect("a condition")], &keyed, false);
         assert!(bound.expect("a key is a field")[0].is_some());
     }
 }

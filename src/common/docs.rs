@@ -12,7 +12,6 @@ use crate::record::Class;
 use crate::record::HOST;
 use crate::record::PROCESS;
 use crate::record::TIMES;
-use crate::record::is_of_host;
 use crate::value::Type;
 
 /// Every tool with what it does, a line each.
@@ -113,7 +112,7 @@ pub fn output(tools: &[Entry]) -> Result<String> {
 pub fn fields(tool: &Entry) -> Result<String> {
     let mut out = String::new();
     for kind in &(tool.records)(&[])?.kinds {
-        let everywhere = kind.all_fields().into_iter().filter(|(source, _)| !is_of_host(*source));
+        let everywhere = kind.all_fields(false);
         for (_, field) in everywhere {
             let _ = writeln!(out, "{} {} {:?}", kind.name, field.name, field.ty);
         }
@@ -230,7 +229,7 @@ The records:
 
 | `type` | when | fields beside the measurement's own |
 |---|---|---|
-| `ready` | everything is attached | `schema` (1), `tool`, `version`, `way`, `programs` |
+| `ready` | everything is attached | `schema` (1), `tool`, `version`, `way`, `programs`; in a PID namespace its inode, `pid_namespace` |
 | `event` | something happened | the process fields above |
 | `row` | one line of a table | `report` |
 | `histogram` | one distribution | `report`, `name`, `key`, `unit`, `buckets` (`ge`, `lt`, `count`), `count`, `sum` |

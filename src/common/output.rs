@@ -32,6 +32,7 @@ use crate::record::PROCESS;
 use crate::record::Records;
 use crate::record::Source;
 use crate::record::column;
+use crate::record::is_of_host;
 use crate::shared::EventHead;
 use crate::table::Report;
 use crate::table::TableChoice;
@@ -146,6 +147,9 @@ pub struct Choice {
     pub filters: Vec<Condition>,
     /// `--limit`.
     pub limit: Option<u64>,
+    /// Whether records can have the host's numbers too ([`Kind::host`]): in a PID namespace, and
+    /// when they were saved in one.
+    pub of_host: bool,
     /// `--sort`, `--rows`, `--no-clear`, in a tool that has tables.
     pub table: Option<TableChoice>,
 }
@@ -261,7 +265,7 @@ impl Plan {
             }
         }
 
-        let all = kind.all_fields();
+        let all = kind.all_fields(choice.of_host);
         let mut shown: Vec<&'static str> = all.iter().map(|(_, field)| field.name).collect();
         let known = |name: &String| -> Result<&'static str> {
             all.iter()
@@ -368,6 +372,8 @@ pub struct Output {
     report_began: u64,
     reader: Reader,
     fields_chosen: bool,
+    /// Whether numbers of the host are among the fields that were asked for by name.
+    host_asked: bool,
     /// The rows of the current report, where they are sorted before they are shown.
     table: Option<Report>,
     /// The terminal, while one table is drawn over another.
@@ -398,7 +404,8 @@ impl Output {
         if let Some(error) = refused.filter(|_| all_refused) {
             return Err(error);
         }
-        for (plan, tests) in plans.iter_mut().zip(condition::bind(&choice.filters, &records.kinds)?)
+        for (plan, tests) in
+            plans.iter_mut().zip(condition::bind(&choice.filters, &records.kinds, choice.of_host)?)
         {
             plan.tests = tests;
         }
@@ -422,10 +429,24 @@ impl Output {
             report_began: 0,
             reader: Reader::There,
             fields_chosen: choice.fields.is_some(),
+            host_asked: choice.fields.as_ref().is_some_and(|fields| {
+                let (Selection::These(names) | Selection::Changed { add: names, .. }) = fields;
+                names.iter().any(|name| HOST.iter().any(|(_, field)| field.name == *name))
+            }),
             table,
             screen: None,
             notice: None,
         })
+    }
+
+    /// The records to come were not saved in a PID namespace: they have no numbers of the host, which
+    /// are shown only where they were asked for.
+    pub(crate) fn not_of_host(&mut self) {
+        if !self.host_asked {
+            for plan in &mut self.plans {
+                plan.fields.retain(|field| !is_of_host(field.source));
+            }
+        }
     }
 
     /// Path of a cgroup, and whose it is; for records that are not about a task. Needs
@@ -970,13 +991,13 @@ impl Output {
                 self.redraw();
                 return;
             }
-            (false, Form::Columns) => {
+            (false, Form::Columns) if !table.runs_on() => {
                 self.push_table(&table, rows);
                 self.buffer.push(b'\n');
             }
             (false, _) => {
                 for part in table.parts(rows) {
-                    if self.form == Form::Csv {
+                    if self.form != Form::Json {
                         self.header(part.kind);
                     }
                     part.rows.iter().for_each(|row| self.buffer.extend_from_slice(row));
@@ -1247,6 +1268,7 @@ mod tests {
             time_format: None,
             filters: Vec::new(),
             limit: None,
+            of_host: false,
             table: None,
         }
     }

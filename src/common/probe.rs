@@ -365,11 +365,6 @@ pub fn settle(way: &Way, programs: &[Program], kernel: &Kernel) -> Result<Way, S
     let lacks = |name: &&str| {
         programs.iter().find(|p| p.name == **name).and_then(|program| kernel.lacks(program))
     };
-    if let Some((structure, member)) =
-        way.only_where.iter().find(|(structure, member)| !kernel.struct_has(structure, member))
-    {
-        return Err(format!("the kernel has no {structure}.{member}"));
-    }
     let mut chosen = way.programs.clone();
     let mut unsure = Vec::new();
     for (tracepoint, having, lacking) in &way.by_tracepoint {
@@ -404,6 +399,12 @@ pub fn settle(way: &Way, programs: &[Program], kernel: &Kernel) -> Result<Way, S
     left_out.dedup();
     if groups.is_empty() && !left_out.is_empty() {
         return Err(left_out.swap_remove(0));
+    }
+    // Last, since nobody can change that, while a module that is missing can be loaded.
+    if let Some((structure, member)) =
+        way.only_where.iter().find(|(structure, member)| !kernel.struct_has(structure, member))
+    {
+        return Err(format!("the kernel has no {structure}.{member}"));
     }
     Ok(Way { programs: chosen, optional, groups, left_out, ..way.clone() })
 }

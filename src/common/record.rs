@@ -4,7 +4,6 @@
 //! the arguments alone, without a kernel, so that help, schema and docs come from the same place
 //! as the output.
 
-use crate::pidns;
 use crate::time::TimeFormat;
 use crate::value::Format;
 use crate::value::Type;
@@ -189,13 +188,14 @@ impl Kind {
         })
     }
 
-    /// Every field of the record's JSON beside `type`, in order: common ones first.
-    pub fn all_fields(&self) -> Vec<(Source, Field)> {
+    /// Every field of the record's JSON beside `type`, in order: common ones first. `of_host` is
+    /// whether those of [`Kind::host`] are among them.
+    pub fn all_fields(&self, of_host: bool) -> Vec<(Source, Field)> {
         let mut all: Vec<(Source, Field)> = TIMES.to_vec();
         if self.class == Class::Event {
             all.extend(PROCESS.iter().cloned());
         }
-        if pidns::own().is_some() {
+        if of_host {
             all.extend(self.host().cloned());
         }
         all.extend(self.fields.iter().cloned().enumerate().map(|(i, f)| (Source::Field(i), f)));

@@ -388,6 +388,9 @@ impl<'a> Replay<'a> {
         if let Some(boot_ns) = self.moment(record)? {
             self.output.clock.set_start(boot_ns);
         }
+        if !record.contains_key("pid_namespace") {
+            self.output.not_of_host();
+        }
         self.relay(line);
         if !std::mem::replace(&mut self.ready, true) {
             self.output.begin(self.records);

@@ -13,7 +13,6 @@ use crate::record::Field;
 use crate::record::Kind;
 use crate::record::Records;
 use crate::record::Source;
-use crate::record::is_of_host;
 use crate::value::Type;
 
 /// A record: its properties, and which of them are always there.
@@ -167,6 +166,7 @@ fn frame_of(tool: &str) -> Vec<Json> {
         .with("version", text())
         .with("way", text())
         .with("programs", texts())
+        .may_have("pid_namespace", count())
         .with_times();
     let report = Object::of("report").with("report", count()).with("start_ts", time()).with_times();
     let program = Object::default()
@@ -204,8 +204,8 @@ fn record(kind: &Kind, shown: &[&str], several: bool) -> Json {
     if kind.class == Class::Row {
         object = object.with("report", count());
     }
-    for (source, field) in kind.all_fields() {
-        if shown.contains(&field.name) && !is_of_host(source) {
+    for (source, field) in kind.all_fields(false) {
+        if shown.contains(&field.name) {
             object = object.with_field(source, &field);
         }
     }

@@ -40,6 +40,7 @@ use crate::loss::Loss;
 use crate::output::Output;
 use crate::output::Reader;
 use crate::output::complain;
+use crate::pidns;
 use crate::record::Records;
 use crate::shared::EventHead;
 use crate::shared::ReaderState as State;
@@ -193,11 +194,13 @@ impl<'a> Session<'a> {
         self.started = Instant::now();
         let programs: Vec<String> =
             self.way.all().iter().map(|name| format!("\"{name}\"")).collect();
+        let namespace =
+            pidns::own().map_or_else(String::new, |inode| format!(",\"pid_namespace\":{inode}"));
         // Of the very moment that times since the start are counted from.
         let now = self.output.fields_at(self.output.clock.start());
         let ready = format!(
             "{{\"type\":\"ready\",\"schema\":1,\"tool\":\"{}\",\"version\":\"{}\",\"way\":\"{}\",\
-             \"programs\":[{}]{now}}}",
+             \"programs\":[{}]{namespace}{now}}}",
             self.name,
             env!("CARGO_PKG_VERSION"),
             self.way.name,

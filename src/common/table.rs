@@ -29,6 +29,9 @@ pub struct Table {
     pub rows: usize,
     /// Whether the time and the load average stand above each table.
     pub summary: bool,
+    /// Whether the rows of each report follow those of the last one under the same header, as
+    /// upstream prints them, and are never drawn over: there is no `--no-clear`.
+    pub runs_on: bool,
     /// Upstream's long names of the options: `("no-clear", "noclear")`.
     pub names: &'static [(&'static str, &'static str)],
 }
@@ -36,7 +39,12 @@ pub struct Table {
 impl Table {
     /// A table that is sorted by `sort`, of 20 rows, under the time and the load average.
     pub const fn by(sort: &'static str) -> Self {
-        Self { sort, sorts: &[], rows: 20, summary: true, names: &[] }
+        Self { sort, sorts: &[], rows: 20, summary: true, runs_on: false, names: &[] }
+    }
+
+    /// All rows of each report below those of the last, sorted by `sort`.
+    pub const fn running_on(sort: &'static str) -> Self {
+        Self { rows: usize::MAX, summary: false, runs_on: true, ..Self::by(sort) }
     }
 }
 
@@ -265,7 +273,12 @@ impl Report {
 
     /// Whether a terminal is to show one table at its top.
     pub fn clears(&self) -> bool {
-        self.choice.clear
+        self.choice.clear && !self.runs_on()
+    }
+
+    /// Whether rows follow those of the last report without a header of their own.
+    pub fn runs_on(&self) -> bool {
+        self.choice.table.runs_on
     }
 
     /// The first `rows` of all, by kind: an empty table if there are none.

@@ -2,6 +2,7 @@
 
 //! biopattern against requests whose order is known.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -25,6 +26,7 @@ pub const CASES: &[Case] = &[
     Case::new("a partition", partition),
     Case::new("requests that are done by halves", in_halves),
     Case::new("a request of three processes", three_owners),
+    Case::new("order of disks", order),
     Case::new("text", text),
     Case::new("usage errors", usage_errors),
 ];
@@ -151,6 +153,48 @@ fn three_owners() -> Outcome {
     neighbours.read();
     let seen = tools.map(|tool| of(&tool.stop(), &disk));
     assert_eq!(seen, [[1, 0, 0, bytes(3)], [0; 4], [0; 4]]);
+    Outcome::Passed
+}
+
+/// By name, or by what was asked for; under one header, however many reports there are.
+fn order() -> Outcome {
+    let disks = [Disk::any(), Disk::any(), Disk::any()];
+    let read = || {
+        for (disk, count) in disks.iter().zip([2, 5, 3]) {
+            let mut direct = Direct::open(&disk.path());
+            (0..count).for_each(|block| direct.read(block));
+        }
+    };
+    let own = own();
+    let [two, five, three] = disks.each_ref().map(|disk| disk.name.clone());
+    let mut by_name = vec![two.clone(), five.clone(), three.clone()];
+    by_name.sort_unstable();
+    let orders = [
+        (&[][..], by_name),
+        (&["--sort", "requests"][..], vec![five.clone(), three.clone(), two.clone()]),
+        (&["--sort", "size_bytes", "--rows", "2"][..], vec![five.clone(), three.clone()]),
+    ];
+    let args = |more: &[&'static str]| [more, &["-p", &own]].concat();
+    let tools = orders.each_ref().map(|(more, _)| start("biopattern", &args(more)));
+    read();
+    for (tool, (more, expected)) in tools.into_iter().zip(&orders) {
+        let finished = tool.stop();
+        finished.assert_clean();
+        let disks = finished.of("row").map(|row| row["disk"].as_str().expect("a name"));
+        assert_eq!(disks.collect::<Vec<_>>(), *expected, "{more:?}");
+    }
+    // Reports without a request add nothing.
+    let args = args(&["--sort", "requests", "0.2"]);
+    let lines = text_run("biopattern", &args, 1, read);
+    let headers = lines.iter().filter(|line| line.starts_with("DISK")).count();
+    assert_eq!(headers, 1, "{lines:?}");
+    let mut counts = HashMap::new();
+    for line in &lines[2..] {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let count: u64 = words[3].parse().expect("a number");
+        *counts.entry(words[0].to_string()).or_insert(0) += count;
+    }
+    assert_eq!(counts, HashMap::from([(two, 2), (five, 5), (three, 3)]), "{lines:?}");
     Outcome::Passed
 }
 

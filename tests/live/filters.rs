@@ -879,6 +879,8 @@ fn pid_namespace() -> Outcome {
     let seen = numbers(host);
     assert_eq!(seen.len(), own.len() + 1, "{seen:?}");
     assert_eq!((seen[0], seen[own.len()]), (host, 2), "{seen:?}");
+    let inode = fs::metadata(format!("/proc/{host}/ns/pid")).expect("a namespace").ino();
+    assert_eq!(tool.ready["pid_namespace"], inode);
     let three = |event: &Value| ["pid", "tid", "ppid"].map(|name| event[name].clone());
     assert_eq!(three(&shell), [2, 2, 1].map(Value::from), "{shell}");
     assert_eq!(shell["host_tid"], host);
@@ -903,6 +905,7 @@ fn pid_namespace() -> Outcome {
     let _ = File::open(marks.join("plain"));
     let finished = outside.stop();
     assert!(finished.of("event").all(|event| event.get("host_pid").is_none()));
+    assert!(finished.records[0].get("pid_namespace").is_none());
     assert!(finished.of("event").count() > 0);
     Outcome::Passed
 }

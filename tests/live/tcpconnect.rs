@@ -388,6 +388,8 @@ fn counts() -> Outcome {
         let by_target = start("tcpconnect", &["-c", "--tid", &tid]);
         let by_source = start("tcpconnect", &["-c", "-s", "--tid", &tid]);
         let by_lport = start("tcpconnect", &["--count", "-L", "--tid", &tid, "-6"]);
+        let by_dport =
+            start("tcpconnect", &["-c", "--tid", &tid, "--sort", "dport", "--rows", "2"]);
         let mut sources = Vec::new();
         let mapped = address("::ffff:127.0.0.1", port_of(&v4));
         let mut times = |to: SocketAddr, n: usize| {
@@ -439,6 +441,11 @@ fn counts() -> Outcome {
                 row(4, "127.0.0.1", &refuses, 3)
             ]
         );
+        let mut ports = [&v4, &v6, &refuses].map(port_of).map(u64::from);
+        ports.sort_unstable_by(|a, b| b.cmp(a));
+        let by_dport = rows(&by_dport.stop());
+        let shown: Vec<u64> = by_dport.iter().map(|row| row.4.expect("a port")).collect();
+        assert_eq!(shown, ports[..2]);
         let by_source = rows(&by_source.stop());
         assert_eq!(by_source.iter().map(|row| row.5.expect("count")).sum::<u64>(), 60);
         let mut ports: Vec<u64> = by_source.iter().map(|row| row.2.expect("sport")).collect();

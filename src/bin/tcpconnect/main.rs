@@ -4,7 +4,6 @@
 
 mod dns;
 
-use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -122,6 +121,7 @@ worker is the worker's, which is no thread of the process there.",
     };
     const LETTERS: &'static [(&'static str, char)] =
         &[("timestamp", 't'), ("pid", 'p'), ("uid", 'u'), ("cgroupmap", 'C'), ("mntnsmap", 'M')];
+    const TABLE: Option<Table> = Some(Table::running_on("connects"));
 
     fn ways(&self) -> Vec<Way> {
         let handshake = &["handshake__all"];
@@ -145,6 +145,18 @@ worker is the worker's, which is no thread of the process there.",
             ways[1].optional.push("dns6_enter__kprobe");
         }
         ways
+    }
+
+    fn check(&mut self, common: &mut Common) -> Result<()> {
+        // What was saved may be a table.
+        if self.count || common.from.is_some() {
+            return Ok(());
+        }
+        let table = common.choice.table.take();
+        if table.is_some_and(|table| table.sort.is_some() || table.rows.is_some()) {
+            return Err(usage("--sort and --rows are for the table of --count"));
+        }
+        Ok(())
     }
 
     fn records(&self) -> Records {
@@ -338,12 +350,7 @@ impl Args {
             }
             *counts.entry(target).or_default() += 1;
         }
-        let mut rows: Vec<(Target, u64)> = counts.into_iter().collect();
-        rows.sort_unstable_by_key(|(target, count)| (Reverse(*count), *target));
-        if out.form() != Form::Json {
-            out.header(0);
-        }
-        for (target, count) in rows {
+        for (target, count) in counts {
             out.row(
                 0,
                 &[
@@ -356,12 +363,13 @@ impl Args {
                 ],
             );
         }
+        out.report_done();
         Ok(())
     }
 }
 
 /// What `--count` counts by.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Target {
     version: u8,
     daddr: [u32; 4],

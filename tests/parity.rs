@@ -187,6 +187,28 @@ fn every_option_and_column_has_a_test() {
     assert!(all.is_empty(), "\n{}", all.join("\n"));
 }
 
+/// What is lost is counted by common code, which each tool has to call: those that show events have
+/// a test of it under this name.
+#[test]
+fn every_stream_has_a_test_of_its_losses() {
+    let tests = tests();
+    let mut streams = 0;
+    for tool in tools() {
+        let schema = lines_of(&["schema", &tool]).join("\n");
+        let schema: serde_json::Value = serde_json::from_str(&schema).expect("JSON");
+        let records = schema["oneOf"].as_array().expect("records");
+        let types = records.iter().map(|record| &record["properties"]["type"]["const"]);
+        // What a tool shows unless it is told otherwise comes first.
+        let own =
+            types.into_iter().find(|ty| ["event", "row", "histogram"].iter().any(|own| ty == own));
+        if own.is_some_and(|own| own == "event") {
+            assert!(tests.contains(&format!("{tool}::what does not fit is counted")), "{tool}");
+            streams += 1;
+        }
+    }
+    assert!(streams > 0);
+}
+
 /// Files of tools that are gone would look as if something were tested.
 #[test]
 fn every_file_is_of_a_tool() {

@@ -42,6 +42,7 @@ use crate::support::disk::read_timed;
 use crate::support::gettid;
 use crate::support::go;
 use crate::support::kernel;
+use crate::support::losses::assert_counted;
 use crate::support::neighbours::FIRST_BLOCK;
 use crate::support::neighbours::Neighbours;
 use crate::support::process;
@@ -70,6 +71,7 @@ pub const CASES: &[Case] = &[
     Case::alone("a burst", burst),
     Case::new("text", text),
     Case::new("usage errors", usage_errors),
+    Case::new("what does not fit is counted", no_room),
 ];
 
 /// Operation, first sector, bytes.
@@ -795,5 +797,16 @@ fn usage_errors() -> Outcome {
     let finished = start("biosnoop", &["0.3", "--comm", "bs-nobody"]).finish();
     assert_eq!(finished.end()["reason"], "duration");
     assert!(started.elapsed() >= Duration::from_millis(300));
+    Outcome::Passed
+}
+
+/// A buffer too small: see [`assert_counted`].
+fn no_room() -> Outcome {
+    let disk = Disk::any();
+    let mut direct = Direct::open(&disk.path());
+    let own = std::process::id().to_string();
+    assert_counted("biosnoop", &["-d", &disk.name, "-p", &own], 200, || {
+        (0..200).for_each(|block| direct.read(block));
+    });
     Outcome::Passed
 }

@@ -15,6 +15,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -42,6 +43,7 @@ use crate::support::Case;
 use crate::support::Cgroup;
 use crate::support::Finished;
 use crate::support::Outcome;
+use crate::support::losses::assert_counted;
 use crate::support::scratch;
 use crate::support::start;
 use crate::support::wait_until_in_call;
@@ -59,6 +61,7 @@ pub const CASES: &[Case] = &[
     Case::new("filters", filters),
     Case::new("a command of its own", own_command),
     Case::new("text columns", text_columns),
+    Case::new("what does not fit is counted", no_room),
 ];
 
 /// A program of a few bytes that does nothing.
@@ -968,5 +971,15 @@ fn text_columns() -> Outcome {
     let comm = fs::read_to_string("/proc/self/comm").expect("comm");
     assert!(line[at("PCOMM")..].starts_with(comm.trim_end()), "{line}");
     assert!(line.ends_with(&format!("{} one ...", text(&path))), "{line}");
+    Outcome::Passed
+}
+
+/// A buffer too small: see [`assert_counted`].
+fn no_room() -> Outcome {
+    let program = scratch("no-room").join("no-room-exec");
+    symlink("/bin/true", &program).expect("a link");
+    assert_counted("execsnoop", &["--comm", "no-room-exec"], 60, || {
+        (0..60).for_each(|_| assert!(Command::new(&program).status().expect("true").success()));
+    });
     Outcome::Passed
 }

@@ -7,6 +7,8 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd as _;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::process::Command;
 use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
@@ -31,6 +33,7 @@ use crate::support::Cgroup;
 use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::command;
+use crate::support::losses::assert_counted;
 use crate::support::patience;
 use crate::support::process;
 use crate::support::scratch;
@@ -47,6 +50,7 @@ pub const CASES: &[Case] = &[
     Case::new("filters", filters),
     Case::new("a command of its own", own_command),
     Case::new("text columns", text_columns),
+    Case::new("what does not fit is counted", no_room),
 ];
 
 /// Runs `act` in a child process, which then exits with 77. `act` may only make system calls:
@@ -639,5 +643,15 @@ fn text_columns() -> Outcome {
     let named = text(&["--label=my text"]);
     assert_eq!(named[0], format!("LABEL  {HEADER}"));
     assert!(named[1].starts_with("my text "), "{named:?}");
+    Outcome::Passed
+}
+
+/// A buffer too small: see [`assert_counted`].
+fn no_room() -> Outcome {
+    let program = scratch("no-room").join("no-room-exit");
+    symlink("/bin/true", &program).expect("a link");
+    assert_counted("exitsnoop", &["--comm", "no-room-exit"], 60, || {
+        (0..60).for_each(|_| assert!(Command::new(&program).status().expect("true").success()));
+    });
     Outcome::Passed
 }

@@ -4,6 +4,7 @@
 //! is told to.
 
 use std::fs;
+use std::fs::File;
 use std::fs::OpenOptions;
 use std::io::BufRead as _;
 use std::io::BufReader;
@@ -34,6 +35,7 @@ use crate::support::file_system::runs;
 use crate::support::file_system::tried;
 use crate::support::fuse::Slow;
 use crate::support::gettid;
+use crate::support::losses::assert_counted;
 use crate::support::start;
 use crate::support::usage_error;
 
@@ -47,6 +49,7 @@ pub const CASES: &[Case] = &[
     Case::new("csv", csv),
     Case::new("modules", modules),
     Case::new("usage errors", usage_errors),
+    Case::new("what does not fit is counted", no_room),
 ];
 
 /// Leaves a test where the tool does not run.
@@ -331,5 +334,18 @@ fn usage_errors() -> Outcome {
     ] {
         usage_error("fsslower", args, "");
     }
+    Outcome::Passed
+}
+
+/// A buffer too small: see [`assert_counted`].
+fn no_room() -> Outcome {
+    or_skip!("ext4");
+    let path = mounted("ext4").join("no-room");
+    fs::write(&path, "text").expect("write");
+    let file = File::open(&path).expect("a file");
+    let tid = gettid().to_string();
+    assert_counted("fsslower", &["-t", "ext4", "-m", "0", "--tid", &tid], 200, || {
+        (0..200).for_each(|_| assert_eq!(file.read_at(&mut [0; 4], 0).expect("read"), 4));
+    });
     Outcome::Passed
 }

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::net::ToSocketAddrs as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
@@ -21,6 +22,8 @@ use crate::support::Outcome;
 use crate::support::Running;
 use crate::support::command;
 use crate::support::compile::compile;
+use crate::support::gettid;
+use crate::support::losses::assert_counted;
 use crate::support::patience;
 use crate::support::scratch;
 use crate::support::start;
@@ -33,6 +36,7 @@ pub const CASES: &[Case] = &[
     Case::new("processes and files", processes_and_files),
     Case::new("names from outside", names),
     Case::new("text", text),
+    Case::new("what does not fit is counted", no_room),
 ];
 
 /// Looks up what it is told to, a line each: FUNCTION NAME [TIMES], and answers with a line.
@@ -431,5 +435,14 @@ fn text() -> Outcome {
     assert!(words[3].split_once('.').is_some_and(|(_, decimals)| decimals.len() == 3), "{line}");
     assert!(tool.wait().expect("wait").success());
     lookups.end();
+    Outcome::Passed
+}
+
+/// A buffer too small: see [`assert_counted`].
+fn no_room() -> Outcome {
+    assert_counted("gethostlatency", &["--tid", &gettid().to_string()], 100, || {
+        // What comes of it does not matter.
+        (0..100).for_each(|_| drop(("localhost", 1).to_socket_addrs()));
+    });
     Outcome::Passed
 }

@@ -26,6 +26,7 @@ use crate::support::disk::Direct;
 use crate::support::disk::Disk;
 use crate::support::exact_time;
 use crate::support::gettid;
+use crate::support::losses::assert_counted;
 use crate::support::patience;
 use crate::support::process;
 use crate::support::start;
@@ -38,6 +39,7 @@ pub const CASES: &[Case] = &[
     Case::alone("latency", latency).timed(),
     Case::alone("text", text),
     Case::new("usage errors", usage_errors),
+    Case::alone("what does not fit is counted", no_room),
 ];
 
 /// A mirror of two disks with caches, without metadata on them; taken down when it goes.
@@ -243,5 +245,15 @@ fn text() -> Outcome {
 
 fn usage_errors() -> Outcome {
     assert_usage_errors("mdflush", &[&["5"][..], &["-p", "0"], &["-d", "md0"]]);
+    Outcome::Passed
+}
+
+/// A buffer too small: see [`assert_counted`].
+fn no_room() -> Outcome {
+    let array = array!(&[]);
+    let direct = Direct::open(&array.path);
+    assert_counted("mdflush", &["-p", &std::process::id().to_string()], 200, || {
+        (0..200).for_each(|_| direct.flush());
+    });
     Outcome::Passed
 }

@@ -39,6 +39,7 @@ use crate::support::Cgroup;
 use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::gettid;
+use crate::support::losses::assert_counted;
 use crate::support::scratch;
 use crate::support::start;
 use crate::support::uring;
@@ -60,6 +61,7 @@ pub const CASES: &[Case] = &[
     Case::new("callers", callers),
     Case::new("text columns", text_columns),
     Case::new("a buffer of few pages", few_pages),
+    Case::new("what does not fit is counted", no_room),
 ];
 
 fn c_path(path: &Path) -> CString {
@@ -655,5 +657,19 @@ fn text_columns() -> Outcome {
     assert_eq!(called.len(), 4, "{called:?}");
     assert!(called[2..].iter().all(|line| line.starts_with("      ")), "{called:?}");
     assert!(called[2].contains("open"), "{called:?}");
+    Outcome::Passed
+}
+
+/// A buffer too small: see [`assert_counted`].
+fn no_room() -> Outcome {
+    let path = scratch("no-room").join("missing");
+    // This thread itself opens files while it waits for the tool.
+    assert_counted("opensnoop", &["--comm", "no-room-open"], 200, || {
+        let opens = || (0..200).for_each(|_| drop(File::open(&path).expect_err("missing")));
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("no-room-open".into());
+            thread.spawn_scoped(scope, opens).expect("a thread").join().expect("opens");
+        });
+    });
     Outcome::Passed
 }

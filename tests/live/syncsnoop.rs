@@ -35,6 +35,7 @@ use crate::support::Outcome;
 use crate::support::call_32bit;
 use crate::support::gettid;
 use crate::support::lines_of;
+use crate::support::losses::assert_counted;
 use crate::support::scratch;
 use crate::support::start;
 
@@ -45,6 +46,7 @@ pub const CASES: &[Case] = &[
     Case::new("many threads", many_threads),
     Case::new("filters", filters),
     Case::new("text columns", text_columns),
+    Case::new("what does not fit is counted", no_room),
 ];
 
 /// Bytes of the files that are written.
@@ -348,5 +350,14 @@ fn text_columns() -> Outcome {
         last = time;
     }
     assert_eq!(lines.len(), 3);
+    Outcome::Passed
+}
+
+/// A buffer too small: see [`assert_counted`].
+fn no_room() -> Outcome {
+    let file = File::create(scratch("no-room").join("file")).expect("a file");
+    assert_counted("syncsnoop", &["--tid", &gettid().to_string()], 200, || {
+        (0..200).for_each(|_| file.sync_data().expect("fdatasync"));
+    });
     Outcome::Passed
 }

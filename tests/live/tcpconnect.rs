@@ -51,6 +51,7 @@ use crate::support::Outcome;
 use crate::support::command;
 use crate::support::gettid;
 use crate::support::kernel;
+use crate::support::losses::assert_counted;
 use crate::support::net::*;
 use crate::support::start;
 use crate::support::uring;
@@ -67,6 +68,7 @@ pub const CASES: &[Case] = &[
     Case::new("DNS names", dns_names),
     Case::new("text columns", text_columns),
     Case::new("text of counts", text_counts),
+    Case::new("what does not fit is counted", no_room),
 ];
 
 /// A listener on 127.0.0.1 that does not answer any more: its queue is full. Also the connection
@@ -791,6 +793,18 @@ fn text_counts() -> Outcome {
         assert_eq!(by_port.len(), 5);
         // Nobody connected: the header alone.
         assert_eq!(text_run(&["-c", "--tid", &tid], || ()).len(), 2);
+        Outcome::Passed
+    })
+}
+
+/// A buffer too small: see [`assert_counted`].
+fn no_room() -> Outcome {
+    isolated(|| {
+        let open = listener("127.0.0.1", 10);
+        let to = local(&open);
+        assert_counted("tcpconnect", &["--tid", &gettid().to_string()], 200, || {
+            (0..200).for_each(|_| drop(pair(&open, to)));
+        });
         Outcome::Passed
     })
 }

@@ -31,6 +31,7 @@ use crate::support::Running;
 use crate::support::assert_time;
 use crate::support::command;
 use crate::support::gettid;
+use crate::support::losses::assert_counted;
 use crate::support::net::*;
 use crate::support::start;
 
@@ -43,6 +44,7 @@ pub const CASES: &[Case] = &[
     Case::new("ports and families", ports_and_families),
     Case::new("filters on the task", task_filters),
     Case::new("text columns", text_columns),
+    Case::new("what does not fit is counted", no_room),
 ];
 
 /// Which side of which connection an event is about.
@@ -560,6 +562,22 @@ fn text_columns() -> Outcome {
         let (lines, _) = text_run(&["-s"], &v4, local(&v4));
         assert!(lines[0].starts_with("ts,boot_ns,pid,") && lines[0].contains(",tx_bytes,"));
         assert!(lines[1].contains(",1536,100,"), "{}", lines[1]);
+        Outcome::Passed
+    })
+}
+
+/// A buffer too small: see [`assert_counted`].
+fn no_room() -> Outcome {
+    isolated(|| {
+        let open = listener("127.0.0.1", 10);
+        let to = local(&open);
+        // Both ends of each.
+        assert_counted("tcplife", &["--tid", &gettid().to_string()], 200, || {
+            for _ in 0..100 {
+                let (client, server) = pair(&open, to);
+                end(client, server);
+            }
+        });
         Outcome::Passed
     })
 }

@@ -10,6 +10,7 @@ pub mod debug_disk;
 pub mod disk;
 pub mod file_system;
 pub mod fuse;
+pub mod losses;
 pub mod neighbours;
 pub mod net;
 pub mod pinned;

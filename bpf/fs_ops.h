@@ -103,9 +103,13 @@ static __always_inline bool fs_first(__u32 operation, bool is_twin)
 	return twin_first((__u32)bpf_get_current_pid_tgid() * 8 + operation, is_twin);
 }
 
-/* The operation begins. `typed`, here and below: in the way of fentry and fexit. */
-static __always_inline int fs_begin(struct fs_call *call, bool typed)
+/*
+ * The operation begins. `typed`, here and below: in the way of fentry and fexit. The operation is a
+ * constant, which verifiers before 7.0 do not see any more when it comes out of `call`.
+ */
+static __always_inline int fs_begin(struct fs_call *call, __u32 operation, bool typed)
 {
+	call->operation = operation;
 	call->start_ns = bpf_ktime_get_ns();
 	if (call->request) {
 #ifdef FS_DETAILS
@@ -119,11 +123,11 @@ static __always_inline int fs_begin(struct fs_call *call, bool typed)
 								BPF_LOCAL_STORAGE_GET_F_CREATE);
 
 		if (thread)
-			thread->calls[call->operation] = *call;
+			thread->calls[operation] = *call;
 		else
 			count_map_full();
 	} else {
-		struct fs_key key = { (__u32)bpf_get_current_pid_tgid(), call->operation };
+		struct fs_key key = { (__u32)bpf_get_current_pid_tgid(), operation };
 
 		map_insert(&fs_calls__kprobe, &key, call, BPF_ANY);
 	}
@@ -133,7 +137,7 @@ static __always_inline int fs_begin(struct fs_call *call, bool typed)
 /* read or write (struct kiocb *, struct iov_iter *) */
 static __always_inline int fs_begin_io(struct kiocb *kiocb, __u32 operation, bool typed)
 {
-	struct fs_call call = { .operation = operation };
+	struct fs_call call = {};
 
 	if (fs_field(typed, kiocb, ki_complete))
 		call.request = (__u64)kiocb;
@@ -141,24 +145,24 @@ static __always_inline int fs_begin_io(struct kiocb *kiocb, __u32 operation, boo
 	call.path = fs_path_of(fs_field(typed, kiocb, ki_filp));
 	call.offset = fs_field(typed, kiocb, ki_pos);
 #endif
-	return fs_begin(&call, typed);
+	return fs_begin(&call, operation, typed);
 }
 
 /* open (struct inode *, struct file *) */
 static __always_inline int fs_begin_open(struct file *file, bool typed)
 {
-	struct fs_call call = { .operation = FS_OPEN };
+	struct fs_call call = {};
 
 #ifdef FS_DETAILS
 	call.path = fs_path_of(file);
 #endif
-	return fs_begin(&call, typed);
+	return fs_begin(&call, FS_OPEN, typed);
 }
 
 /* fsync (struct file *, loff_t start, loff_t end, int datasync) */
 static __always_inline int fs_begin_fsync(struct file *file, __u64 start, __u64 end, bool typed)
 {
-	struct fs_call call = { .operation = FS_FSYNC };
+	struct fs_call call = {};
 
 #ifdef FS_DETAILS
 	call.path = fs_path_of(file);
@@ -168,18 +172,18 @@ static __always_inline int fs_begin_fsync(struct file *file, __u64 start, __u64 
 	if (end == 0x7fffffffffffffffULL)
 		call.bytes = end;
 #endif
-	return fs_begin(&call, typed);
+	return fs_begin(&call, FS_FSYNC, typed);
 }
 
 /* getattr (struct mnt_idmap *, const struct path *, struct kstat *, u32, unsigned int) */
 static __always_inline int fs_begin_getattr(__u64 path, bool typed)
 {
-	struct fs_call call = { .operation = FS_GETATTR };
+	struct fs_call call = {};
 
 #ifdef FS_DETAILS
 	call.path = path;
 #endif
-	return fs_begin(&call, typed);
+	return fs_begin(&call, FS_GETATTR, typed);
 }
 
 /*

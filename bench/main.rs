@@ -7,6 +7,7 @@
 
 mod disk;
 mod process;
+mod programs;
 mod report;
 mod rows;
 mod workloads;
@@ -128,6 +129,7 @@ impl Bench {
         if !warm_up {
             figures.unrelated_ns = unrelated(row.workload)?;
         }
+        let programs = programs::now();
         let mut passes = [
             paced.as_mut().map(|(operations, act)| pass(act, *operations, true, tool.as_ref())),
             burst.as_mut().map(|(operations, act)| pass(act, *operations, false, tool.as_ref())),
@@ -135,6 +137,10 @@ impl Bench {
         .into_iter()
         .map(Option::transpose)
         .collect::<Result<Vec<_>>>()?;
+        if let Some(command) = command.filter(|_| !programs.is_empty() && !warm_up) {
+            println!("{}:", command.join(" "));
+            programs::print_since(&programs, passes.iter().flatten().map(made_of).sum());
+        }
         if let Some(tool) = tool {
             figures.anonymous_bytes = tool.anonymous_bytes()?;
             figures.map_bytes = tool.map_bytes()?;
@@ -248,6 +254,7 @@ fn run() -> Result<()> {
         }
     }
 
+    programs::begin()?;
     let directory = PathBuf::from("/tmp/bpfscope-bench");
     fs::create_dir_all(&directory)?;
     let bench = Bench { directory, native };

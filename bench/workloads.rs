@@ -56,7 +56,8 @@ impl Scene {
         format!("bench-{}", self.pace)
     }
 
-    /// A port of this pace's own, different for each workload.
+    /// A port of this pace's own, different for each workload, and not one that connections get when
+    /// they ask for none (from 32768 on): what is left of one would keep it busy.
     fn port(&self, base: u16) -> u16 {
         base + u16::from(self.is_burst())
     }
@@ -331,7 +332,7 @@ pub const CONNECTIONS: Workload = Workload {
     burst: 3000,
     rest: TIME_WAIT,
     prepare: |scene| {
-        let port = scene.port(47_010);
+        let port = scene.port(17_010);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
         Ok(Act {
             mark: format!(" {port}"),
@@ -353,7 +354,7 @@ pub const TRANSFERS: Workload = Workload {
     burst: 10_000,
     rest: TIME_WAIT,
     prepare: |scene| {
-        let port = scene.port(47_020);
+        let port = scene.port(17_020);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
         let mut near = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         let (mut far, _) = listener.accept()?;
@@ -375,7 +376,7 @@ pub const BINDS: Workload = Workload {
     burst: 10_000,
     rest: NO_REST,
     prepare: |scene| {
-        let port = scene.port(47_030);
+        let port = scene.port(17_030);
         Ok(Act {
             mark: format!(" {port}"),
             once: Box::new(move || {

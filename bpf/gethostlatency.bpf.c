@@ -5,6 +5,9 @@
  * One program at the beginning and one at the end of each function. The functions call each other
  * inside of the library; what the program itself called is what counts. A call is known by its
  * thread and by its place on the stack.
+ *
+ * Ways, which differ in where calls are kept: uprobe, with the thread itself; uprobe_hash, in a
+ * map, where programs of this kind have no task-local storage (until 5.12).
  */
 #include "bpfscope.h"
 #include "events.h"
@@ -48,8 +51,10 @@ EXPORT_STRUCT(event);
 
 /* What a thread has called, and the call inside of that which says why it fails. */
 struct call {
+	/* 0 = the thread is in none. */
 	__u64 start_ns;
-	/* When the thread began: its number may have been another one's. */
+	/* When the thread began: its number may have been another one's. Not in storage, which ends
+	 * with it. */
 	__u64 born;
 	/* The stack pointer on entry. */
 	__u64 stack;
@@ -68,13 +73,23 @@ struct call {
 	__u8 pad[7];
 };
 
+/* Whether calls are kept with the thread. */
+const volatile bool calls_in_storage = false;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct call);
+} calls_storage SEC(".maps");
+
 /* By thread id. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u32);
 	__type(value, struct call);
-} calls SEC(".maps");
+} calls_hash SEC(".maps");
 
 struct lookup_slot {
 	struct event event;
@@ -93,6 +108,44 @@ static __always_inline __u64 thread_born(void)
 	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), start_boottime);
 }
 
+/* The call that the current thread is in, or NULL. */
+static __always_inline struct call *call_of_current(__u32 tid)
+{
+	struct call *found;
+
+	if (calls_in_storage) {
+		found = bpf_task_storage_get(&calls_storage, bpf_get_current_task_btf(), NULL, 0);
+		return found && found->start_ns ? found : NULL;
+	}
+	found = bpf_map_lookup_elem(&calls_hash, &tid);
+	return found && found->born == thread_born() ? found : NULL;
+}
+
+static __always_inline void keep_call(__u32 tid, struct call *call)
+{
+	struct call *kept;
+
+	if (!calls_in_storage) {
+		call->born = thread_born();
+		map_insert(&calls_hash, &tid, call, BPF_ANY);
+		return;
+	}
+	kept = bpf_task_storage_get(&calls_storage, bpf_get_current_task_btf(), NULL,
+				    BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (kept)
+		*kept = *call;
+	else
+		count_map_full();
+}
+
+static __always_inline void forget_call(__u32 tid, struct call *call)
+{
+	if (calls_in_storage)
+		call->start_ns = 0;
+	else
+		bpf_map_delete_elem(&calls_hash, &tid);
+}
+
 static __always_inline int call_begin(struct pt_regs *ctx, enum function function, __u64 host,
 				      int family, __u64 answer, __u64 error_at)
 {
@@ -102,14 +155,13 @@ static __always_inline int call_begin(struct pt_regs *ctx, enum function functio
 
 	if (!host || !filter_current())
 		return 0;
-	found = bpf_map_lookup_elem(&calls, &tid);
+	found = call_of_current(tid);
 	/*
 	 * Deeper in the stack, or in the same place where the compiler made a jump of the call. The
 	 * library does not call the function again that it is in: one of the same name is new, and
 	 * the old one was left by a jump out of it.
 	 */
-	if (found && found->born == thread_born() && stack <= found->stack &&
-	    found->function != function) {
+	if (found && stack <= found->stack && found->function != function) {
 		if (error_at) {
 			found->inner = function;
 			found->inner_stack = stack;
@@ -120,7 +172,6 @@ static __always_inline int call_begin(struct pt_regs *ctx, enum function functio
 
 	struct call call = {
 		.start_ns = bpf_ktime_get_boot_ns(),
-		.born = thread_born(),
 		.stack = stack,
 		.host = host,
 		.answer = answer,
@@ -129,7 +180,7 @@ static __always_inline int call_begin(struct pt_regs *ctx, enum function functio
 		.family = family,
 	};
 
-	map_insert(&calls, &tid, &call, BPF_ANY);
+	keep_call(tid, &call);
 	return 0;
 }
 
@@ -243,18 +294,16 @@ static __always_inline int call_end(struct pt_regs *ctx, enum function function,
 {
 	__u32 tid = (__u32)bpf_get_current_pid_tgid();
 	__u64 stack = stack_on_entry(ctx);
-	struct call *found = bpf_map_lookup_elem(&calls, &tid);
+	struct call *found = call_of_current(tid);
 	struct lookup_slot *slot;
 
-	if (!found || found->born != thread_born())
+	if (!found)
 		return 0;
 	if (found->stack == stack && found->function == function) {
-		struct call call = *found;
-
-		bpf_map_delete_elem(&calls, &tid);
 		slot = event_slot(slot_map);
 		if (slot)
-			show(slot, &call, result);
+			show(slot, found, result);
+		forget_call(tid, found);
 		return 0;
 	}
 	if (found->inner_stack == stack && found->inner == function) {

@@ -144,7 +144,12 @@ forms.",
     fn ways(&self) -> Vec<Way> {
         let programs: Vec<&'static str> =
             FUNCTIONS.iter().flat_map(|function| [function.exit, function.enter]).collect();
-        vec![Way::new("uprobe", &[]).by_hand(&programs)]
+        vec![
+            // Task-local storage for programs of this kind: a10787e6d58c "bpf: Enable task local
+            // storage for tracing programs" (5.12).
+            Way::new("uprobe", &[]).by_hand(&programs).only_where("task_struct", "bpf_storage"),
+            Way::new("uprobe_hash", &[]).by_hand(&programs),
+        ]
     }
 
     fn records(&self) -> Records {
@@ -179,6 +184,15 @@ forms.",
             None => Libraries::everywhere(object, &FUNCTIONS, is_libc, &common.pid)?,
         };
         asides.add(libraries);
+        Ok(())
+    }
+
+    fn configure(&self, open: &mut bpf::OpenSkel<'_>, way: &Way) -> Result<()> {
+        let stored = way.name == "uprobe";
+        let settings = open.maps.rodata_data.as_deref_mut().context("no .rodata")?;
+        settings.calls_in_storage = stored;
+        open.maps.calls_storage.set_autocreate(stored)?;
+        open.maps.calls_hash.set_autocreate(!stored)?;
         Ok(())
     }
 

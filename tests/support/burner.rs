@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 use std::time::Instant;
 
+use nix::libc;
 use serde_json::Value;
 
 use super::Finished;
@@ -68,6 +69,13 @@ impl Burning {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whoever wants its CPU comes first from now on.
+    pub fn give_way(&self) {
+        // SAFETY: only numbers go in.
+        let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, self.pid(), 19) };
+        assert_eq!(result, 0, "setpriority: {}", std::io::Error::last_os_error());
     }
 
     /// Waits for its end.

@@ -82,7 +82,7 @@ static __always_inline int given(struct request *request, bool typed)
 
 static __always_inline int issued(struct request *request, bool typed, bool is_twin)
 {
-	if (twin_has_it((__u64)request, HOOK_ISSUE, 0, is_twin))
+	if (block_twin_has_it((__u64)request, HOOK_ISSUE, 0, is_twin))
 		return 0;
 	return given(request, typed);
 }
@@ -96,7 +96,7 @@ static __always_inline int done(__u64 *ctx, bool typed, bool is_twin)
 	__u32 left = request_read(typed, request, __data_len);
 	struct tracked *tracked;
 
-	if (twin_has_it(key, HOOK_DONE, left, is_twin))
+	if (block_twin_has_it(key, HOOK_DONE, left, is_twin))
 		return 0;
 	tracked = bpf_map_lookup_elem(&requests, &key);
 	if (!tracked ||

@@ -63,7 +63,7 @@ static __always_inline int issued(struct request *request, bool typed, bool is_t
 	__u64 born;
 	__u32 bytes;
 
-	if (twin_has_it(key, HOOK_ISSUE, 0, is_twin))
+	if (block_twin_has_it(key, HOOK_ISSUE, 0, is_twin))
 		return 0;
 	life = bpf_map_lookup_elem(&requests, &key);
 	born = request_read(typed, request, start_time_ns);
@@ -96,7 +96,7 @@ static __always_inline int done(__u64 *ctx, bool typed, bool is_twin)
 	__u32 left = request_read(typed, request, __data_len);
 	struct request_life *life;
 
-	if (twin_has_it(key, HOOK_DONE, left, is_twin))
+	if (block_twin_has_it(key, HOOK_DONE, left, is_twin))
 		return 0;
 	life = bpf_map_lookup_elem(&requests, &key);
 	if (!life || !request_lives(life, request_read(typed, request, start_time_ns))) {

@@ -10,7 +10,7 @@
 #define BLOCK_H
 
 #include "bpfscope.h"
-#include "twin.h"
+#include "twin_mark.h"
 
 /*
  * The request tracepoints (insert, issue, requeue, merge) gave the queue first until a54895fa057c
@@ -113,42 +113,11 @@ enum block_hook {
 	HOOK_DONE,
 };
 
-/* What a program has just dealt with, and its twin need not deal with again. */
-__u64 twin_marks[TWIN_PLACES];
-
-/*
- * Whether the twin before this one has dealt with this already. It only saves time: whatever a
- * program does to a request has no effect when it is done twice. So unlike hits that are counted
- * (twin_first) it may be that the mark is gone, because another request has the same place, which
- * here is no rarity: requests are many, and in use on all CPUs at once. A mark that was left by a
- * twin that the kernel skipped is taken for a new one only where the next program of the same
- * request at the same hook is skipped too.
- *
- * Tracepoints call their programs in the order of attaching, the twin last.
- */
-static __always_inline bool twin_has_it(__u64 pointer, enum block_hook hook, __u32 left,
-					bool is_twin)
+/* Whether the twin before this one has dealt with this already (twin_mark.h). */
+static __always_inline bool block_twin_has_it(__u64 pointer, enum block_hook hook, __u32 left,
+					      bool is_twin)
 {
-	__u64 low;
-	__u64 mark;
-	__u64 *place;
-
-	/*
-	 * The verifier lets nobody calculate with a pointer that it knows the type of, but of its
-	 * lower half, moved as such, it knows nothing.
-	 */
-	asm volatile("r2 = %1; w2 = w2; %0 = r2" : "=r"(low) : "r"(pointer) : "r2");
-	mark = low << 32 ^ (__u64)left << 3 ^ hook;
-	/* Addresses have the same distances; multiplied, they spread. */
-	place = &twin_marks[(low * 0x9e3779b1 >> 16) % TWIN_PLACES];
-	if (!is_twin) {
-		WRITE_ONCE(*place, mark);
-		return false;
-	}
-	if (READ_ONCE(*place) != mark)
-		return false;
-	WRITE_ONCE(*place, 0);
-	return true;
+	return twin_has_it(pointer, (__u64)left << 3 ^ hook, is_twin);
 }
 
 /*

@@ -197,7 +197,7 @@ static __always_inline int request_started(struct request *request, bool typed, 
 	__u64 key = (__u64)request;
 	struct tracked_request *entry;
 
-	if (twin_has_it(key, HOOK_START, 0, is_twin))
+	if (block_twin_has_it(key, HOOK_START, 0, is_twin))
 		return 0;
 	entry = tracked_entry(&key);
 	if (!entry)
@@ -215,7 +215,7 @@ static __always_inline int submitted(__u64 *ctx, bool is_twin)
 	__u64 key = (__u64)bio;
 	struct bio_submitter *entry;
 
-	if (!submitters_by_bio || twin_has_it(key, HOOK_GETRQ, 0, is_twin))
+	if (!submitters_by_bio || block_twin_has_it(key, HOOK_GETRQ, 0, is_twin))
 		return 0;
 	entry = bpf_map_lookup_elem(&submitted_bios, &key);
 	if (!entry) {
@@ -349,7 +349,7 @@ static __always_inline int request_queued(struct request *request, bool typed, b
 	__u64 born = request_read(typed, request, start_time_ns);
 	struct tracked_request *entry;
 
-	if (twin_has_it(key, HOOK_INSERT, 0, is_twin))
+	if (block_twin_has_it(key, HOOK_INSERT, 0, is_twin))
 		return 0;
 	entry = bpf_map_lookup_elem(&requests, &key);
 	if (!entry || !request_lives(&entry->life, born))
@@ -373,7 +373,7 @@ static __always_inline struct tracked_request *request_issued(struct request *re
 	__u64 born = request_read(typed, request, start_time_ns);
 	struct tracked_request *entry;
 
-	if (twin_has_it(key, HOOK_ISSUE, 0, is_twin))
+	if (block_twin_has_it(key, HOOK_ISSUE, 0, is_twin))
 		return NULL;
 	entry = bpf_map_lookup_elem(&requests, &key);
 	if (!entry || !request_lives(&entry->life, born))
@@ -425,7 +425,7 @@ static __always_inline struct tracked_request *request_done(struct request *requ
 	__u32 left = request_read(typed, request, __data_len);
 	struct tracked_request *entry;
 
-	if (twin_has_it(key, HOOK_DONE, left, is_twin))
+	if (block_twin_has_it(key, HOOK_DONE, left, is_twin))
 		return NULL;
 	entry = bpf_map_lookup_elem(&requests, &key);
 	if (!entry || !request_lives(&entry->life, request_read(typed, request, start_time_ns))) {

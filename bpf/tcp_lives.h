@@ -19,6 +19,7 @@
 #include "owner.h"
 #include "sock.h"
 #include "syscall.h"
+#include "twin_mark.h"
 
 #define S_IFMT 00170000
 #define S_IFSOCK 0140000
@@ -64,9 +65,23 @@ struct life {
 	__u8 established;
 	/* Whether head says whose it is. */
 	__u8 owned;
-	__u8 pad[2];
+	/* Only kept for the next socket with this address. */
+	__u8 over;
+	__u8 pad;
 	struct life_more more;
 };
+
+/*
+ * How many connections that are over may stay in the map: sockets are made in the place of others,
+ * and an entry that is there saves an insertion and a deletion for each. 0 in a tool that looks at
+ * all entries.
+ */
+#ifndef LIVES_KEPT
+#define LIVES_KEPT 0
+#endif
+
+/* How many there are. */
+__u64 lives_kept;
 
 /* By struct sock *, until the socket's state is CLOSE. */
 struct {
@@ -80,7 +95,7 @@ struct {
  * The connection is over, for the socket, which was in the state before; TIME_WAIT is a smaller
  * one, made for the rest. The tool takes what it needs and calls life_over().
  */
-static __always_inline int life_ended(struct sock *sock, struct life *life, int before);
+static __always_inline int life_ended(struct sock *sock, struct life *life, int before, bool typed);
 
 /*
  * A process has got a connection that was established before this tool looked. Whether it is to be
@@ -89,17 +104,33 @@ static __always_inline int life_ended(struct sock *sock, struct life *life, int 
 static __always_inline bool life_adopted(struct sock *sock, struct life *life);
 
 /* The handshake is over; the socket is locked. */
-static __always_inline void life_established(struct sock *sock, struct life *life);
+static __always_inline void life_established(struct sock *sock, struct life *life, bool typed);
 
-static __always_inline void life_over(__u64 key)
+/* What the map has of the socket, which may be over. */
+static __always_inline struct life *life_entry(__u64 key)
 {
+	return bpf_map_lookup_elem(&lives, &key);
+}
+
+static __always_inline struct life *if_alive(struct life *entry)
+{
+	return entry && !(LIVES_KEPT && entry->over) ? entry : NULL;
+}
+
+static __always_inline void life_over(__u64 key, struct life *life)
+{
+	if (LIVES_KEPT && READ_ONCE(lives_kept) < LIVES_KEPT) {
+		life->over = 1;
+		add_atomically(&lives_kept, 1);
+		return;
+	}
 	bpf_map_delete_elem(&lives, &key);
 }
 
-static __always_inline bool is_tcp(struct sock *sock)
+static __always_inline bool is_tcp(struct sock *sock, bool typed)
 {
 	/* Others have these states too; MPTCP has them twice, once for the TCP socket below it. */
-	return BPF_CORE_READ(sock, sk_protocol) == IPPROTO_TCP;
+	return typed || BPF_CORE_READ(sock, sk_protocol) == IPPROTO_TCP;
 }
 
 static __always_inline int tcp_state(struct sock *sock)
@@ -126,28 +157,29 @@ static __always_inline bool fin_was_sent(int state)
  * counted only where it was acknowledged to the socket itself, which is the side that connected.
  */
 static __always_inline void life_bytes_of(struct sock *sock, const struct life *life, __u64 acked,
-					  bool fin_is_acked, struct tcp_bytes *bytes)
+					  bool fin_is_acked, struct tcp_bytes *bytes, bool typed)
 {
-	__u64 received = BPF_CORE_READ((struct tcp_sock *)sock, bytes_received);
+	struct tcp_sock *tcp = (struct tcp_sock *)sock;
+	__u64 received = sock_read(typed, tcp, bytes_received);
 	__u64 ends = life->established && life->direction == DIRECTION_OUT;
 
 	if (fin_is_acked)
 		ends++;
 	bytes->tx = acked > ends ? acked - ends : 0;
-	if (received && BPF_CORE_READ(sock, __sk_common.skc_flags) & 1UL << SOCK_DONE)
+	if (received && sock_read(typed, sock, __sk_common.skc_flags) & 1UL << SOCK_DONE)
 		received--;
 	bytes->rx = received;
 }
 
 /* Of a socket that is locked, in this state. */
 static __always_inline void life_bytes(struct sock *sock, const struct life *life, int state,
-				       struct tcp_bytes *bytes)
+				       struct tcp_bytes *bytes, bool typed)
 {
 	struct tcp_sock *tcp = (struct tcp_sock *)sock;
 	bool fin_is_acked = fin_was_sent(state) &&
-			    BPF_CORE_READ(tcp, snd_una) == BPF_CORE_READ(tcp, write_seq);
+			    sock_read(typed, tcp, snd_una) == sock_read(typed, tcp, write_seq);
 
-	life_bytes_of(sock, life, BPF_CORE_READ(tcp, bytes_acked), fin_is_acked, bytes);
+	life_bytes_of(sock, life, sock_read(typed, tcp, bytes_acked), fin_is_acked, bytes, typed);
 }
 
 /* By the twin, just now. What is older is left of another socket. */
@@ -156,54 +188,61 @@ static __always_inline bool is_fresh(const struct life *life, __u64 now)
 	return now - life->begun_ns < 1000000;
 }
 
-static __always_inline void begin(__u64 key, struct life *life, __u64 now)
+/* `entry`: what the map has of the socket; if not over, of one whose end was not seen. */
+static __always_inline void begin(__u64 key, struct life *entry, struct life *life, __u64 now)
 {
 	life->begun_ns = now;
 	life->born_ns = now;
-	/* Whatever is there belongs to a socket whose end was not seen. */
+	if (LIVES_KEPT && entry) {
+		if (entry->over)
+			add_atomically(&lives_kept, -1);
+		*entry = *life;
+		return;
+	}
 	map_insert(&lives, &key, life, BPF_ANY);
 }
 
 /* CLOSE to SYN_SENT, in the context of the caller. */
-static __always_inline int connect_begins(struct sock *sock)
+static __always_inline int connect_begins(struct sock *sock, bool typed)
 {
 	struct life life = {};
 	__u64 key = (__u64)sock;
-	struct life *found = bpf_map_lookup_elem(&lives, &key);
-	__u64 now = bpf_ktime_get_boot_ns();
+	struct life *entry = life_entry(key);
+	struct life *found = if_alive(entry);
 
 	if (found && found->direction == DIRECTION_OUT && !found->established &&
-	    is_fresh(found, now))
+	    is_fresh(found, bpf_ktime_get_boot_ns()))
 		return 0;
-	if (!is_tcp(sock) || !filter_owner())
+	if (!is_tcp(sock, typed) || !filter_owner())
 		return 0;
 	head_of_owner(&life.head);
 	life.direction = DIRECTION_OUT;
 	life.owned = 1;
-	begin(key, &life, life.head.boot_ns);
+	begin(key, entry, &life, life.head.boot_ns);
 	return 0;
 }
 
 /* The handshake is over; in an interrupt. */
-static __always_inline int established(struct sock *sock, int before)
+static __always_inline int established(struct sock *sock, int before, bool typed)
 {
 	__u64 key = (__u64)sock;
 	__u64 now = bpf_ktime_get_boot_ns();
-	struct life *found = bpf_map_lookup_elem(&lives, &key);
+	struct life *entry = life_entry(key);
+	struct life *found = if_alive(entry);
 	bool accepted = before == TCP_SYN_RECV;
 
 	/* Both sides at once go from SYN_SENT by way of SYN_RECV. */
 	if (found && (found->direction == DIRECTION_OUT || !found->established)) {
 		found->born_ns = now;
 		found->established = 1;
-		life_established(sock, found);
+		life_established(sock, found, typed);
 		return 0;
 	}
 	/* By the twin. */
 	if (found && accepted && is_fresh(found, now))
 		return 0;
 	/* A connect that is not known is one that the filters left out, or older than this tool. */
-	if ((!accepted && want_owner) || !is_tcp(sock))
+	if ((!accepted && want_owner) || !is_tcp(sock, typed))
 		return 0;
 
 	struct life life = {
@@ -211,8 +250,8 @@ static __always_inline int established(struct sock *sock, int before)
 		.established = 1,
 	};
 
-	life_established(sock, &life);
-	begin(key, &life, now);
+	life_established(sock, &life, typed);
+	begin(key, entry, &life, now);
 	return 0;
 }
 
@@ -220,11 +259,12 @@ static __always_inline int established(struct sock *sock, int before)
 static __always_inline int accepted(struct sock *sock)
 {
 	__u64 key = (__u64)sock;
-	struct life *found = bpf_map_lookup_elem(&lives, &key);
+	struct life *entry = life_entry(key);
+	struct life *found = if_alive(entry);
 
 	if (!filter_owner()) {
 		if (found)
-			life_over(key);
+			life_over(key, found);
 		return 0;
 	}
 	if (found) {
@@ -241,54 +281,72 @@ static __always_inline int accepted(struct sock *sock)
 	if (tcp_state(sock) != TCP_SYN_RECV && !life_adopted(sock, &life))
 		return 0;
 	head_of_owner(&life.head);
-	begin(key, &life, life.head.boot_ns);
+	begin(key, entry, &life, life.head.boot_ns);
 	return 0;
 }
 
 /* Arguments: socket, old state, new state. */
-static __always_inline int state_changed(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline int state_changed(__u64 *ctx, bool typed, bool is_twin)
 {
-	struct sock *sock = (struct sock *)ctx->args[0];
-	int before = (int)ctx->args[1];
-	int after = (int)ctx->args[2];
+	struct sock *sock = (struct sock *)ctx[0];
+	int before = (int)ctx[1];
+	int after = (int)ctx[2];
 
 	if (after != TCP_SYN_SENT && after != TCP_CLOSE &&
 	    (after != TCP_ESTABLISHED || (before != TCP_SYN_SENT && before != TCP_SYN_RECV)))
 		return 0;
+	if (twin_has_it((__u64)sock, after, is_twin))
+		return 0;
+	if (typed) {
+		sock = (struct sock *)bpf_skc_to_tcp_sock(sock);
+		if (!sock)
+			return 0;
+	}
 	if (after == TCP_SYN_SENT)
-		return connect_begins(sock);
+		return connect_begins(sock, typed);
 	if (after == TCP_ESTABLISHED)
-		return established(sock, before);
+		return established(sock, before, typed);
 
-	__u64 key = (__u64)sock;
-	struct life *found = bpf_map_lookup_elem(&lives, &key);
+	struct life *found = if_alive(life_entry((__u64)sock));
 
-	return found ? life_ended(sock, found, before) : 0;
-}
-
-SEC("raw_tp/inet_sock_set_state")
-int state__all(struct bpf_raw_tracepoint_args *ctx)
-{
-	return state_changed(ctx);
+	return found ? life_ended(sock, found, before, typed) : 0;
 }
 
 /*
  * The kernel skips a program that is already running on the CPU, and interrupts change states in
- * the middle of it. Two of them see what one would miss (twin.h); to do everything twice does no
- * harm.
+ * the middle of it. Two of them see what one would miss (twin_mark.h); to do everything twice does
+ * no harm.
  */
-SEC("raw_tp/inet_sock_set_state")
-int state_twin__all(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/inet_sock_set_state")
+int state__btf(__u64 *ctx)
 {
-	return state_changed(ctx);
+	return state_changed(ctx, true, false);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int state_twin__btf(__u64 *ctx)
+{
+	return state_changed(ctx, true, true);
+}
+
+SEC("raw_tp/inet_sock_set_state")
+int state__rawtp(__u64 *ctx)
+{
+	return state_changed(ctx, false, false);
+}
+
+SEC("raw_tp/inet_sock_set_state")
+int state_twin__rawtp(__u64 *ctx)
+{
+	return state_changed(ctx, false, true);
 }
 
 /* ---- accept, where functions can be probed ---- */
 
 /* The TCP socket that carries the data of this one, or NULL if it is of another kind. */
-static __always_inline struct sock *tcp_of(struct sock *sock)
+static __always_inline struct sock *tcp_of(struct sock *sock, bool typed)
 {
-	__u64 protocol = BPF_CORE_READ(sock, sk_protocol);
+	__u64 protocol = sock_read(typed, sock, sk_protocol);
 
 	/* The TCP socket below: whoever has the one has the other. */
 	if (protocol == IPPROTO_MPTCP && bpf_core_type_exists(struct mptcp_sock)) {
@@ -312,29 +370,33 @@ static __always_inline struct sock *sock_of_file(struct file *file)
 	return BPF_CORE_READ(socket, sk);
 }
 
-static __always_inline int grafted(struct sock *sock)
+static __always_inline int grafted(struct sock *sock, bool typed)
 {
-	struct sock *tcp = tcp_of(sock);
+	struct sock *tcp = tcp_of(sock, typed);
 
 	return tcp ? accepted(tcp) : 0;
 }
 
+/* No state of a socket. */
+#define TAG_ACCEPT 0
+
 SEC("fentry/security_sock_graft")
 int BPF_PROG(accept__fentry, struct sock *sock)
 {
-	return grafted(sock);
+	return twin_has_it((__u64)sock, TAG_ACCEPT, true) ? 0 : grafted(sock, true);
 }
 
+/* The first to be called. */
 SEC("fentry/security_sock_graft")
 int BPF_PROG(accept_twin__fentry, struct sock *sock)
 {
-	return grafted(sock);
+	return twin_has_it((__u64)sock, TAG_ACCEPT, false) ? 0 : grafted(sock, true);
 }
 
 SEC("kprobe/security_sock_graft")
 int BPF_KPROBE(accept__kprobe, struct sock *sock)
 {
-	return grafted(sock);
+	return grafted(sock, false);
 }
 
 /* ---- way tp: the call seen from outside ---- */
@@ -375,7 +437,7 @@ int accept__tp(struct bpf_raw_tracepoint_args *ctx)
 
 	struct sock *sock = sock_of_file(file);
 
-	return sock ? grafted(sock) : 0;
+	return sock ? grafted(sock, false) : 0;
 }
 
 #endif

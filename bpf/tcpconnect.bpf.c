@@ -202,7 +202,7 @@ static __always_inline int call_done(struct sock *sock, const void *address, int
 
 		/* Still before the handshake can end: the caller holds the socket's lock. */
 		if (found && !result) {
-			found->event.tuple.sport = sock_sport(sock);
+			found->event.tuple.sport = sock_sport(sock, false);
 			found->call_over = 1;
 		} else if (found) {
 			bpf_map_delete_elem(&pending, &key);
@@ -212,7 +212,7 @@ static __always_inline int call_done(struct sock *sock, const void *address, int
 	}
 	if (result && !want_fails)
 		return 0;
-	if (!sock_tuple(sock, &event.tuple))
+	if (!sock_tuple(sock, &event.tuple, false))
 		return 0;
 	/* The socket forgets where a failed connect was to go. */
 	if (result)
@@ -236,7 +236,7 @@ static __always_inline int call_done(struct sock *sock, const void *address, int
 	SEC("fexit/" function)                                                                     \
 	int BPF_PROG(name, struct sock *sock, const void *address, int size, int result)           \
 	{                                                                                          \
-		if (!is_v6 && sock_family(sock) == AF_INET6)                                       \
+		if (!is_v6 && sock_family(sock, false) == AF_INET6)                                \
 			return 0;                                                                  \
 		if (!twin_first((__u32)bpf_get_current_pid_tgid(), is_twin))                       \
 			return 0;                                                                  \
@@ -296,7 +296,7 @@ static __always_inline int call_return(int result, bool is_v6)
 SEC("kprobe/tcp_v4_connect")
 int BPF_KPROBE(connect4_enter__kprobe, struct sock *sock, const void *address, int size)
 {
-	if (sock_family(sock) == AF_INET6)
+	if (sock_family(sock, false) == AF_INET6)
 		return 0;
 	return call_begin(sock, address, size, false);
 }
@@ -342,7 +342,7 @@ static __always_inline void forget_call(__u32 tid)
 static __always_inline void sent(__u64 key, struct pending *found)
 {
 	struct event event;
-	__u16 sport = sock_sport((struct sock *)key);
+	__u16 sport = sock_sport((struct sock *)key, false);
 
 	if (want_result) {
 		found->event.tuple.sport = sport;
@@ -417,7 +417,8 @@ static __always_inline int call_failed(struct pt_regs *regs, long result)
 	struct socket *socket = BPF_CORE_READ(file, private_data);
 	struct sock *sock = BPF_CORE_READ(socket, sk);
 
-	if (BPF_CORE_READ(sock, sk_protocol) != IPPROTO_TCP || !sock_tuple(sock, &event.tuple))
+	if (BPF_CORE_READ(sock, sk_protocol) != IPPROTO_TCP ||
+	    !sock_tuple(sock, &event.tuple, false))
 		return 0;
 
 	const void *user_address = (const void *)syscall_arg(regs, 1, is_32bit);
@@ -505,7 +506,8 @@ static __always_inline int handshake_begin(struct sock *sock)
 	/* Others have these states too; MPTCP has them twice, once for the TCP socket below it. */
 	if (BPF_CORE_READ(sock, sk_protocol) != IPPROTO_TCP)
 		return 0;
-	if (!sock_tuple(sock, &new.event.tuple) || !wanted(&new.event.tuple) || !filter_owner())
+	if (!sock_tuple(sock, &new.event.tuple, false) || !wanted(&new.event.tuple) ||
+	    !filter_owner())
 		return 0;
 	head_of_owner(&new.event.head);
 	new.has_exit = !(BPF_CORE_READ(task, flags) & (PF_KTHREAD | PF_IO_WORKER));
@@ -549,7 +551,7 @@ static __always_inline int handshake_end(struct sock *sock, int state)
 				: error		   ? OUTCOME_FAILED
 						   : OUTCOME_CLOSED;
 	}
-	event.tuple.sport = sock_sport(sock);
+	event.tuple.sport = sock_sport(sock, false);
 	show(&event);
 	return 0;
 }

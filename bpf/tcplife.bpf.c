@@ -19,6 +19,9 @@ struct life_more {
 	__u32 pad;
 };
 
+/* Nobody goes through the connections, so some that are over may stay. */
+#define LIVES_KEPT 512
+
 #include "tcp_lives.h"
 
 /* Only local, remote ports whose bit is set. */
@@ -71,7 +74,7 @@ static __always_inline bool wanted(const struct sock_tuple *tuple)
  * Whether the end is one that the other side is told by a reset. Often the state changes first and
  * the reset is sent then, so that tcp_send_reset comes too late to tell.
  */
-static __always_inline bool will_reset(struct sock *sock, int before)
+static __always_inline bool will_reset(struct sock *sock, int before, bool typed)
 {
 	switch (before) {
 	case TCP_ESTABLISHED:
@@ -85,13 +88,13 @@ static __always_inline bool will_reset(struct sock *sock, int before)
 		return false;
 	}
 
-	__u64 flags = BPF_CORE_READ(sock, __sk_common.skc_flags);
+	__u64 flags = sock_read(typed, sock, __sk_common.skc_flags);
 
 	/* Else the other side's end has come, or is waited for by a smaller kind of socket. */
 	return !(flags & (1UL << SOCK_DONE | 1UL << SOCK_DEAD));
 }
 
-static __always_inline void life_established(struct sock *sock, struct life *life)
+static __always_inline void life_established(struct sock *sock, struct life *life, bool typed)
 {
 }
 
@@ -101,13 +104,14 @@ static __always_inline bool life_adopted(struct sock *sock, struct life *life)
 	return false;
 }
 
-static __always_inline int life_ended(struct sock *sock, struct life *life, int before)
+static __always_inline int life_ended(struct sock *sock, struct life *life, int before, bool typed)
 {
+	struct tcp_sock *tcp = (struct tcp_sock *)sock;
 	struct tcp_bytes bytes;
 	struct sock_tuple tuple;
 	struct event *event;
 
-	if ((want_owner && !life->owned) || !sock_tuple(sock, &tuple) || !wanted(&tuple))
+	if ((want_owner && !life->owned) || !sock_tuple(sock, &tuple, typed) || !wanted(&tuple))
 		goto out;
 	event = event_reserve(struct event);
 	if (!event)
@@ -121,17 +125,17 @@ static __always_inline int life_ended(struct sock *sock, struct life *life, int 
 	event->owned = life->owned;
 	event->last_state = before;
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
-	event->error = BPF_CORE_READ(sock, sk_err);
+	event->error = sock_read(typed, sock, sk_err);
 	event->reset = life->more.reset;
-	if (!event->reset && !event->error && will_reset(sock, before))
+	if (!event->reset && !event->error && will_reset(sock, before, typed))
 		event->reset = RESET_SENT;
-	event->retransmits = BPF_CORE_READ((struct tcp_sock *)sock, total_retrans);
-	life_bytes(sock, life, before, &bytes);
+	event->retransmits = sock_read(typed, tcp, total_retrans);
+	life_bytes(sock, life, before, &bytes, typed);
 	event->tx_bytes = bytes.tx;
 	event->rx_bytes = bytes.rx;
 	event_submit(event);
 out:
-	life_over((__u64)sock);
+	life_over((__u64)sock, life);
 	return 0;
 }
 

@@ -73,9 +73,9 @@ static __always_inline bool is_same(const struct tcp_bytes *a, const struct tcp_
 }
 
 static __always_inline bool wanted(struct sock *sock, const struct life *life,
-				   struct sock_tuple *tuple)
+				   struct sock_tuple *tuple, bool typed)
 {
-	if ((want_owner && !life->owned) || !sock_tuple(sock, tuple))
+	if ((want_owner && !life->owned) || !sock_tuple(sock, tuple, typed))
 		return false;
 	return !want_version || tuple->version == want_version;
 }
@@ -96,16 +96,16 @@ static __always_inline void fill(struct count *count, struct sock *sock, const s
 	__builtin_memset(count->pad, 0, sizeof(count->pad));
 }
 
-static __always_inline int life_ended(struct sock *sock, struct life *life, int before)
+static __always_inline int life_ended(struct sock *sock, struct life *life, int before, bool typed)
 {
 	struct sock_tuple tuple;
 	struct tcp_bytes bytes;
 	struct count *count;
 
-	if (!wanted(sock, life, &tuple))
+	if (!wanted(sock, life, &tuple, typed))
 		goto out;
 	/* The socket is locked: these are exact. */
-	life_bytes(sock, life, before, &bytes);
+	life_bytes(sock, life, before, &bytes, typed);
 	subtract_base(life, &bytes);
 	/* Nothing was ever told of it, and there is nothing to tell. */
 	if (!bytes.tx && !bytes.rx)
@@ -116,11 +116,11 @@ static __always_inline int life_ended(struct sock *sock, struct life *life, int 
 	fill(count, sock, life, &tuple, &bytes);
 	count->ended = 1;
 	/* In this order: what the iterator tells later is never of one whose end was told. */
-	life_over((__u64)sock);
+	life_over((__u64)sock, life);
 	event_submit(count);
 	return 0;
 out:
-	life_over((__u64)sock);
+	life_over((__u64)sock, life);
 	return 0;
 }
 
@@ -130,17 +130,18 @@ out:
  * The kernel counts what was acknowledged, and notes next how far that is. The difference is the
  * same at all other times.
  */
-static __always_inline void note_first_seq(struct sock *sock, struct life *life)
+static __always_inline void note_first_seq(struct sock *sock, struct life *life, bool typed)
 {
 	struct tcp_sock *tcp = (struct tcp_sock *)sock;
 
-	life->more.first_seq = BPF_CORE_READ(tcp, snd_una) - (__u32)BPF_CORE_READ(tcp, bytes_acked);
+	life->more.first_seq =
+		sock_read(typed, tcp, snd_una) - (__u32)sock_read(typed, tcp, bytes_acked);
 	life->more.first_seq_known = 1;
 }
 
-static __always_inline void life_established(struct sock *sock, struct life *life)
+static __always_inline void life_established(struct sock *sock, struct life *life, bool typed)
 {
-	note_first_seq(sock, life);
+	note_first_seq(sock, life, typed);
 }
 
 /*
@@ -156,7 +157,7 @@ static __always_inline void read_unlocked(struct sock *sock, const struct life *
 	bool fin_is_acked = fin_was_sent(tcp_state(sock)) &&
 			    life->more.first_seq + (__u32)acked == BPF_CORE_READ(tcp, write_seq);
 
-	life_bytes_of(sock, life, acked, fin_is_acked, bytes);
+	life_bytes_of(sock, life, acked, fin_is_acked, bytes, false);
 	subtract_base(life, bytes);
 }
 
@@ -169,7 +170,7 @@ static __always_inline void read_counters(struct sock *sock, struct life *life,
 					  struct tcp_bytes *bytes)
 {
 	if (!life->more.first_seq_known)
-		note_first_seq(sock, life);
+		note_first_seq(sock, life, false);
 	read_unlocked(sock, life, bytes);
 	for (int i = 0; i < 3 && !is_same(bytes, &life->more.told); i++) {
 		struct tcp_bytes before = *bytes;
@@ -196,7 +197,7 @@ int living(struct bpf_iter__bpf_map_elem *ctx)
 	__u64 begun_ns = life->begun_ns;
 
 	/* One whose end was missed. */
-	if (tcp_state(sock) == TCP_CLOSE || !wanted(sock, life, &tuple))
+	if (tcp_state(sock) == TCP_CLOSE || !wanted(sock, life, &tuple, false))
 		return 0;
 	read_counters(sock, life, &bytes);
 	/* Its end is told, and by then nobody can say what of the number was a FIN. */
@@ -245,18 +246,18 @@ static __always_inline void begin_older(struct sock *sock, struct life *life)
 		/* Its SYN is still to be acknowledged. */
 		life->direction = DIRECTION_OUT;
 	else
-		life_bytes(sock, life, tcp_state(sock), &life->more.base);
+		life_bytes(sock, life, tcp_state(sock), &life->more.base, false);
 	map_insert(&lives, &key, life, BPF_NOEXIST);
 	/* Closed meanwhile. */
 	if (tcp_state(sock) == TCP_CLOSE)
-		life_over(key);
+		bpf_map_delete_elem(&lives, &key);
 }
 
 static __always_inline bool life_adopted(struct sock *sock, struct life *life)
 {
 	if (!is_older(sock))
 		return false;
-	life_bytes(sock, life, tcp_state(sock), &life->more.base);
+	life_bytes(sock, life, tcp_state(sock), &life->more.base, false);
 	return true;
 }
 
@@ -274,7 +275,7 @@ int older(struct bpf_iter__task_file *ctx)
 	sock = sock_of_file(file);
 	if (!sock)
 		return 0;
-	sock = tcp_of(sock);
+	sock = tcp_of(sock, false);
 	if (!sock || !is_older(sock) || !filter_task(task))
 		return 0;
 	life.head.pid = task_pid(task);

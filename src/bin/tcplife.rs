@@ -102,7 +102,7 @@ machine costs a few nanoseconds more.",
         limits: "\
 Connections that were established before the tool started are not shown; nor are those that have \
 not ended when it ends. What was sent and never acknowledged, because the connection was cut off, \
-is not in TX_KB. Room is for 65,536 connections at a time; what finds none is counted. With MPTCP, \
+is not in TX_KB. Room is for 65,000 connections at a time; what finds none is counted. With MPTCP, \
 each subflow is a connection, and those that were joined later belong to nobody.
 
 In way tp, what io_uring accepts belongs to nobody, and so does what is over before accept() \

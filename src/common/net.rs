@@ -37,14 +37,15 @@ pub fn port(port: u16) -> Value<'static> {
 /// Ways to follow TCP connections, best first. `more` are programs that each of them needs beside
 /// those of `bpf/tcp_lives.h`.
 pub fn connection_ways(more: &[&'static str]) -> Vec<Way> {
-    let way = |name, accept: &[&'static str]| {
-        let way = Way::new(name, more).with(true, &["state__all"]);
-        way.twin("state__all", "state_twin__all").with(true, accept)
+    let way = |name, state, state_twin, accept| {
+        Way::new(name, more).with(true, &[state, accept]).twin(state, state_twin)
     };
+    let raw = |name, accept| way(name, "state__rawtp", "state_twin__rawtp", accept);
     vec![
-        way("fentry", &["accept__fentry"]).twin("accept__fentry", "accept_twin__fentry"),
-        way("kprobe", &["accept__kprobe"]),
-        way("tp", &["accept__tp"]),
+        way("fentry", "state__btf", "state_twin__btf", "accept__fentry")
+            .twin("accept__fentry", "accept_twin__fentry"),
+        raw("kprobe", "accept__kprobe"),
+        raw("tp", "accept__tp"),
     ]
 }
 

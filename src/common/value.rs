@@ -261,28 +261,48 @@ fn push_fraction(out: &mut Vec<u8>, mut fraction: u64, decimals: usize) {
     out.extend_from_slice(&text[..=decimals]);
 }
 
-/// Appends KiB with `decimals` from bytes, rounded to the nearest, and of two to the even one.
+/// Appends KiB with `decimals` (at most 3) from bytes, rounded to the nearest, and of two to the even
+/// one.
 fn push_kib(out: &mut Vec<u8>, bytes: u64, decimals: usize) {
-    let per_kib = 10u128.pow(u32::try_from(decimals.min(10)).unwrap_or(10));
-    let scaled = u128::from(bytes) * per_kib;
-    let (mut number, rest) = (scaled / 1024, scaled % 1024);
-    if rest > 512 || (rest == 512 && number % 2 == 1) {
-        number += 1;
+    let decimals = decimals.min(3);
+    let per_kib = POWERS_OF_TEN[decimals];
+    // Whole ones apart, so that nothing overflows.
+    let (mut whole, scaled) = (bytes / 1024, bytes % 1024 * per_kib);
+    let (mut part, rest) = (scaled / 1024, scaled % 1024);
+    // Without decimals it is the last digit before the point that has to be even.
+    let last = if decimals == 0 { whole } else { part };
+    if rest > 512 || (rest == 512 && last % 2 == 1) {
+        part += 1;
     }
-    push_uint(out, u64::try_from(number / per_kib).unwrap_or(u64::MAX));
-    push_fraction(out, u64::try_from(number % per_kib).unwrap_or(0), decimals.min(10));
+    if part == per_kib {
+        (whole, part) = (whole + 1, 0);
+    }
+    push_uint(out, whole);
+    push_fraction(out, part, decimals);
 }
 
 /// Appends an address.
 fn push_ip(out: &mut Vec<u8>, ip: IpAddr) {
     match ip {
         IpAddr::V4(ip) => {
-            for (i, octet) in ip.octets().into_iter().enumerate() {
-                if i > 0 {
-                    out.push(b'.');
+            // The longest one, written from the front.
+            let mut text = [b'.'; 16];
+            let mut len = 0;
+            for octet in ip.octets() {
+                if octet >= 100 {
+                    text[len] = b'0' + octet / 100;
+                    len += 1;
                 }
-                push_uint(out, octet.into());
+                if octet >= 10 {
+                    text[len] = b'0' + octet / 10 % 10;
+                    len += 1;
+                }
+                text[len] = b'0' + octet % 10;
+                // And the point.
+                len += 2;
+                text[len - 1] = b'.';
             }
+            out.extend_from_slice(&text[..len - 1]);
         }
         // What is left out of it is a science of its own.
         IpAddr::V6(ip) => out.extend_from_slice(ip.to_string().as_bytes()),
@@ -641,10 +661,23 @@ mod tests {
         assert_eq!(text(Value::Uint(1_000_000), Format::Percent(0)), "100%");
         assert_eq!(text(Value::Uint(1536), Format::KibWith(2)), "1.50");
         for bytes in (0..5000).chain([1 << 40, (1 << 40) + 5]) {
-            let exact = format!("{:.2}", bytes as f64 / 1024.0);
-            assert_eq!(text(Value::Uint(bytes), Format::KibWith(2)), exact);
+            let kib = bytes as f64 / 1024.0;
+            for (decimals, exact) in
+                [(0, format!("{kib:.0}")), (2, format!("{kib:.2}")), (3, format!("{kib:.3}"))]
+            {
+                assert_eq!(text(Value::Uint(bytes), Format::KibWith(decimals)), exact, "{bytes}");
+            }
         }
-        for address in ["127.0.0.1", "0.0.0.0", "255.25.2.0", "::1", "2001:db8::1"] {
+        assert_eq!(text(Value::Uint(u64::MAX), Format::KibWith(2)), "18014398509481984.00");
+        for address in [
+            "127.0.0.1",
+            "0.0.0.0",
+            "255.25.2.0",
+            "255.255.255.255",
+            "10.99.100.9",
+            "::1",
+            "2001:db8::1",
+        ] {
             let ip = address.parse().expect("an address");
             assert_eq!(text(Value::Ip(ip), Format::Plain), address);
         }

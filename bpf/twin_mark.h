@@ -6,10 +6,12 @@
 #ifndef TWIN_MARK_H
 #define TWIN_MARK_H
 
-#include "twin.h"
+#include "bpfscope.h"
+
+#define TWIN_MARKS 8192
 
 /* What a program has just dealt with, and its twin need not deal with again. */
-__u64 twin_marks[TWIN_PLACES];
+__u64 twin_marks[TWIN_MARKS];
 
 /*
  * Whether the twin before this one has dealt with this already: the same object, at the hook that
@@ -35,7 +37,7 @@ static __always_inline bool twin_has_it(__u64 pointer, __u64 tag, bool is_second
 	asm volatile("r2 = %1; w2 = w2; %0 = r2" : "=r"(low) : "r"(pointer) : "r2");
 	mark = low << 32 ^ tag;
 	/* Addresses have the same distances; multiplied, they spread. */
-	place = &twin_marks[(low * 0x9e3779b1 >> 16) % TWIN_PLACES];
+	place = &twin_marks[(low * 0x9e3779b1 >> 16) % TWIN_MARKS];
 	if (!is_second) {
 		WRITE_ONCE(*place, mark);
 		return false;

@@ -285,7 +285,7 @@ fn push_kib(out: &mut Vec<u8>, bytes: u64, decimals: usize) {
 fn push_ip(out: &mut Vec<u8>, ip: IpAddr) {
     match ip {
         IpAddr::V4(ip) => {
-            // The longest one, written from the front.
+            // The longest one with a point behind it; the points are there already.
             let mut text = [b'.'; 16];
             let mut len = 0;
             for octet in ip.octets() {
@@ -298,9 +298,7 @@ fn push_ip(out: &mut Vec<u8>, ip: IpAddr) {
                     len += 1;
                 }
                 text[len] = b'0' + octet % 10;
-                // And the point.
                 len += 2;
-                text[len - 1] = b'.';
             }
             out.extend_from_slice(&text[..len - 1]);
         }

@@ -41,6 +41,14 @@ static __always_inline __u32 current_ppid(void)
 	return task_ppid((struct task_struct *)bpf_get_current_task());
 }
 
+/* The real one, as the initial user namespace sees it. */
+static __always_inline __u32 current_uid(void)
+{
+	if (tasks_are_typed)
+		return bpf_get_current_task_btf()->cred->uid.val;
+	return (__u32)bpf_get_current_uid_gid();
+}
+
 /* PF_KTHREAD and the like. */
 static __always_inline __u32 current_flags(void)
 {
@@ -63,7 +71,7 @@ static __always_inline void head_without_time(struct event_head *head)
 	head->pid = id >> 32;
 	head->tid = (__u32)id;
 	head->ppid = current_ppid();
-	head->uid = (__u32)bpf_get_current_uid_gid();
+	head->uid = current_uid();
 	current_comm(head->comm);
 	head->host_pid = host_id >> 32;
 	head->host_tid = (__u32)host_id;

@@ -288,15 +288,22 @@ impl Kernel {
         if btf.struct_has("rcu_tasks_percpu", "rtp_exit_list") == Some(true) {
             return false;
         }
-        if !self.runs {
-            // What the domain has for each CPU is a variable, which BTF describes.
+        // All that has to do with it is there only with CONFIG_TASKS_RCU.
+        if !btf.find(&[RCU_TASKS], &[]).functions.contains_key(RCU_TASKS) {
+            return false;
+        }
+        // What the domain has for each CPU is a variable, which BTF describes where it describes
+        // variables: each kernel has run queues.
+        if !self.runs || btf.has_variable("runqueues") {
             return btf.has_variable("tasks_rcu_exit_srcu_srcu_data");
         }
+        // All of it is a hundred times as much to read.
         fs::read("/proc/kallsyms")
             .is_ok_and(|text| text.windows(SRCU.len()).any(|window| window == SRCU))
     }
 }
 
+const RCU_TASKS: &str = "synchronize_rcu_tasks";
 const SRCU: &[u8] = b" tasks_rcu_exit_srcu\n";
 
 /// A program of an object, as far as choosing needs it.

@@ -50,15 +50,15 @@ pub const CASES: &[Case] = &[
     Case::new("requests belong to who submitted them", owners),
     Case::new("merged requests keep their owner", merges),
     Case::new("queued time", queued),
-    Case::new("nothing is lost between reports", intervals),
+    Case::new("nothing is lost between reports", intervals).in_turn(),
     Case::new("latency", latency).timed(),
-    Case::new("requests that are done by halves", in_halves),
-    Case::new("operations on zones", zones),
-    Case::new("a request of three processes", three_owners),
-    Case::new("a partition", partition),
-    Case::new("text", text),
-    Case::new("CSV", csv),
-    Case::new("usage errors", usage_errors),
+    Case::new("requests that are done by halves", in_halves).in_turn(),
+    Case::new("operations on zones", zones).in_turn(),
+    Case::new("a request of three processes", three_owners).in_turn(),
+    Case::new("a partition", partition).in_turn(),
+    Case::new("text", text).in_turn(),
+    Case::new("CSV", csv).in_turn(),
+    Case::new("usage errors", usage_errors).in_turn(),
 ];
 
 /// All reports together: how many requests of each kind a disk had. Checks that the buckets of

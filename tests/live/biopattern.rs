@@ -24,12 +24,12 @@ use crate::support::text::text_run;
 pub const CASES: &[Case] = &[
     Case::new("random and sequential", patterns),
     Case::new("nothing is forgotten between reports", intervals),
-    Case::new("a partition", partition),
-    Case::new("requests that are done by halves", in_halves),
-    Case::new("a request of three processes", three_owners),
-    Case::new("order of disks", order),
-    Case::new("text", text),
-    Case::new("usage errors", usage_errors),
+    Case::new("a partition", partition).in_turn(),
+    Case::new("requests that are done by halves", in_halves).in_turn(),
+    Case::new("a request of three processes", three_owners).in_turn(),
+    Case::new("order of disks", order).in_turn(),
+    Case::new("text", text).in_turn(),
+    Case::new("usage errors", usage_errors).in_turn(),
 ];
 
 /// Requests, sequential, random, bytes: all reports together.

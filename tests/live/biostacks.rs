@@ -28,10 +28,10 @@ pub const CASES: &[Case] = &[
     Case::new("how long it took", latency).timed(),
     Case::new("filters", filters),
     Case::new("requests that are merged", merged),
-    Case::new("intervals", intervals),
-    Case::new("text", text),
-    Case::new("storage that is too small", small_storage),
-    Case::new("usage", usage),
+    Case::new("intervals", intervals).in_turn(),
+    Case::new("text", text).in_turn(),
+    Case::new("storage that is too small", small_storage).in_turn(),
+    Case::new("usage", usage).in_turn(),
 ];
 
 /// Reads so many blocks in a process of their own. Returns its id.

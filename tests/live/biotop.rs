@@ -29,15 +29,15 @@ use crate::support::text::assert_usage_errors;
 
 pub const CASES: &[Case] = &[
     Case::new("by process, disk and direction", counts),
-    Case::new("nothing is lost between intervals", intervals),
+    Case::new("nothing is lost between intervals", intervals).in_turn(),
     Case::new("latency", latency).timed(),
-    Case::new("requests that are done by halves", in_halves),
-    Case::new("operations on zones", zones),
-    Case::new("a request of three processes", three_owners),
+    Case::new("requests that are done by halves", in_halves).in_turn(),
+    Case::new("operations on zones", zones).in_turn(),
+    Case::new("a request of three processes", three_owners).in_turn(),
     Case::new("one name is one row", names),
-    Case::new("orders", orders),
-    Case::new("text", text),
-    Case::new("usage errors", usage_errors),
+    Case::new("orders", orders).in_turn(),
+    Case::new("text", text).in_turn(),
+    Case::new("usage errors", usage_errors).in_turn(),
 ];
 
 /// Requests and bytes, over all intervals, by process, disk and direction.

@@ -20,11 +20,11 @@ use crate::support::text::text_run;
 
 pub const CASES: &[Case] = &[
     Case::new("sizes by name", sizes),
-    Case::new("intervals", intervals),
-    Case::new("requests that are done by halves", in_halves),
-    Case::new("a request of three processes", three_owners),
-    Case::new("text", text),
-    Case::new("usage errors", usage_errors),
+    Case::new("intervals", intervals).in_turn(),
+    Case::new("requests that are done by halves", in_halves).in_turn(),
+    Case::new("a request of three processes", three_owners).in_turn(),
+    Case::new("text", text).in_turn(),
+    Case::new("usage errors", usage_errors).in_turn(),
 ];
 
 /// For each name: how many requests from each lower edge on, and all bytes.

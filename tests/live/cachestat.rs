@@ -51,11 +51,11 @@ pub const CASES: &[Case] = &[
     Case::alone("large reads", large),
     Case::alone("block devices", devices),
     Case::alone("who reads first", first),
-    Case::alone("nothing is lost between reports", intervals),
+    Case::alone("nothing is lost between reports", intervals).in_turn(),
     Case::alone("several threads at once", threads),
     Case::new("memory", memory),
-    Case::alone("text", text),
-    Case::new("usage errors", usage_errors),
+    Case::alone("text", text).in_turn(),
+    Case::new("usage errors", usage_errors).in_turn(),
 ];
 
 const PAGE: usize = 4096;

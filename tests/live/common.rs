@@ -34,6 +34,7 @@ use nix::unistd::Pid;
 
 use crate::support::Case;
 use crate::support::Outcome;
+use crate::support::PAUSE;
 use crate::support::binary;
 use crate::support::command;
 use crate::support::gettid;
@@ -42,6 +43,7 @@ use crate::support::may_lack;
 use crate::support::needs;
 use crate::support::patience;
 use crate::support::scratch;
+use crate::support::share;
 use crate::support::start;
 use crate::support::start_command;
 
@@ -89,48 +91,68 @@ fn tools() -> Vec<String> {
     tools
 }
 
-/// A tool, and what it says at its start about this machine.
-type Runs = (String, Vec<String>);
-
-/// The tools that run here. What a machine's own kernel may lack ends with status 3 and a line.
-fn running() -> &'static [Runs] {
-    static RUNNING: OnceLock<Vec<Runs>> = OnceLock::new();
-    RUNNING.get_or_init(|| tools().into_iter().filter_map(try_out).collect())
+/// The tools that run here: in the virtual machines all of them. What a machine's own kernel may
+/// lack ends with status 3 and a line.
+fn running() -> &'static [String] {
+    static RUNNING: OnceLock<Vec<String>> = OnceLock::new();
+    let runs = |tool: &String| kernel() != "own" || try_out(tool);
+    RUNNING.get_or_init(|| tools().into_iter().filter(runs).collect())
 }
 
-fn try_out(tool: String) -> Option<Runs> {
-    let idle = idle(&tool);
+/// What the doctor says of a tool here.
+fn judged(tool: &str) -> serde_json::Value {
     let doctor =
-        Command::new(binary()).args(["doctor", "--json", "--", &tool]).args(&idle).output();
+        Command::new(binary()).args(["doctor", "--json", "--", tool]).args(idle(tool)).output();
     let text = String::from_utf8(doctor.expect("doctor").stdout).expect("UTF-8");
     let records = text.lines().map(|line| serde_json::from_str(line).expect("JSON"));
-    let record: serde_json::Value =
-        records.into_iter().find(|record: &serde_json::Value| record["type"] == "tool")?;
-    if record["verdict"] != "runs" {
-        assert!(may_lack(&tool, &needs(&tool)), "{record}");
-        refused(command(&tool, &idle.iter().map(String::as_str).collect::<Vec<_>>()), "");
-        return None;
+    records
+        .into_iter()
+        .find(|record: &serde_json::Value| record["type"] == "tool")
+        .expect("a line of the tool")
+}
+
+fn try_out(tool: &str) -> bool {
+    let record = judged(tool);
+    let runs = record["verdict"] == "runs";
+    if !runs {
+        assert!(may_lack(tool, &needs(tool)), "{record}");
+        let idle = idle(tool);
+        refused(command(tool, &idle.iter().map(String::as_str).collect::<Vec<_>>()), "");
     }
-    let remarks = record["remarks"].as_array().expect("remarks").iter();
-    let remarks = remarks.map(|remark| format!("{tool}: {}", remark.as_str().expect("text")));
-    Some((tool.clone(), remarks.collect()))
+    runs
 }
 
 pub fn running_tools() -> impl Iterator<Item = &'static String> {
-    running().iter().map(|(tool, _)| tool)
+    running().iter()
+}
+
+/// Of the tools that run here those whose turn it is, each with its place among all: for what the
+/// library does for each of them alike. On a machine's own kernel that is all of them, of the
+/// others each kernel has a third.
+pub fn tools_in_turn() -> impl Iterator<Item = (usize, &'static String)> {
+    let share = share(3);
+    let tools = tools().into_iter().enumerate();
+    let mine = tools.filter(move |(place, _)| share.is_none_or(|share| place % 3 == share));
+    mine.filter_map(|(place, name)| {
+        running_tools().find(|running| **running == name).map(|tool| (place, tool))
+    })
 }
 
 /// What a tool said beside what it says of this machine, and of hits that the kernel skipped: those
 /// are everybody's, and where programs can be preempted there are always some.
 fn beside(tool: &str, stderr: &[u8]) -> Vec<String> {
-    let remarks = running().iter().find(|(name, _)| name == tool).map(|(_, remarks)| remarks);
     let text = String::from_utf8_lossy(stderr).into_owned();
     let skipped = format!("{tool}: the kernel skipped ");
-    let is_new = |line: &&str| {
-        !line.starts_with(&skipped)
-            && !remarks.is_some_and(|all| all.iter().any(|known| known == line))
-    };
-    text.lines().filter(is_new).map(String::from).collect()
+    let mut said: Vec<&str> = text.lines().filter(|line| !line.starts_with(&skipped)).collect();
+    // Most say nothing, and to ask costs a start.
+    if !said.is_empty() {
+        let record = judged(tool);
+        let remarks = record["remarks"].as_array().expect("remarks").iter();
+        let remarks: Vec<String> =
+            remarks.map(|remark| format!("{tool}: {}", remark.as_str().expect("text"))).collect();
+        said.retain(|line| !remarks.iter().any(|remark| remark == line));
+    }
+    said.into_iter().map(String::from).collect()
 }
 
 /// The expected way of a tool under these arguments on this kernel, from tests/expect/NAME: lines
@@ -243,13 +265,13 @@ fn wait(mut child: Child) -> Output {
             let _ = child.wait();
             panic!("it does not end: {}", String::from_utf8_lossy(&reader.join().expect("stderr")));
         }
-        thread::yield_now();
+        thread::sleep(PAUSE);
     }
 }
 
 /// `TOOL --output json | head -1`, while nothing happens.
 fn reader_goes_away() -> Outcome {
-    for tool in running_tools() {
+    for (_, tool) in tools_in_turn() {
         let mut child = command(tool, &["--output", "json"])
             .args(idle(tool))
             .stdout(Stdio::piped())
@@ -268,15 +290,15 @@ fn reader_goes_away() -> Outcome {
     Outcome::Passed
 }
 
+/// Each tool by one of them.
 fn signals() -> Outcome {
-    for tool in running_tools() {
-        for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
-            let idle = idle(tool);
-            let idle: Vec<&str> = idle.iter().map(String::as_str).collect();
-            let finished = start(tool, &idle).stop_with(signal);
-            finished.assert_clean();
-            assert_eq!(finished.end()["reason"], signal.as_str(), "{tool}");
-        }
+    for (place, tool) in tools_in_turn() {
+        let signal = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT][place / 3 % 3];
+        let idle = idle(tool);
+        let idle: Vec<&str> = idle.iter().map(String::as_str).collect();
+        let finished = start(tool, &idle).stop_with(signal);
+        finished.assert_clean();
+        assert_eq!(finished.end()["reason"], signal.as_str(), "{tool}");
     }
     Outcome::Passed
 }
@@ -435,7 +457,7 @@ fn field_filters() -> Outcome {
 }
 
 fn full_disk() -> Outcome {
-    for tool in running_tools() {
+    for (_, tool) in tools_in_turn() {
         let output = command(tool, &["--output", "json"])
             .args(idle(tool))
             .stdout(File::options().write(true).open("/dev/full").expect("/dev/full"))
@@ -469,32 +491,29 @@ fn apart(prepare: &str) -> Command {
 fn cannot_run() -> Outcome {
     let types = scratch("btf").join("vmlinux");
     fs::copy("/sys/kernel/btf/vmlinux", &types).expect("the kernel's BTF");
-    for tool in tools() {
+    for (_, tool) in tools_in_turn() {
         let mut bare = Command::new("setpriv");
         bare.args(["--bounding-set=-all", "--inh-caps=-all"])
             .arg(binary())
-            .arg(&tool)
-            .args(needs(&tool));
+            .arg(tool)
+            .args(needs(tool));
         refused(bare, "CAP_BPF");
         let mut partly = Command::new("setpriv");
         partly
             .args(["--bounding-set=-all,+bpf", "--inh-caps=-all"])
             .arg(binary())
-            .arg(&tool)
-            .args(needs(&tool));
+            .arg(tool)
+            .args(needs(tool));
         refused(partly, "CAP_PERFMON");
         let hide = "mount -t tmpfs none /sys/kernel/btf";
         let mut untyped = apart(hide);
-        untyped.arg(&tool).args(needs(&tool));
+        untyped.arg(tool).args(needs(tool));
         refused(untyped, "CONFIG_DEBUG_INFO_BTF");
-        if !running_tools().any(|running| *running == tool) {
-            continue;
-        }
         // With types from a file, ways that need none of the kernel's own are left. Iterators need
         // them; a tool that has some has them in all of its ways.
         let mut typed = apart(hide);
-        typed.args([&tool, "--output", "json", "--btf"]).arg(&types).args(idle(&tool));
-        let manual = Command::new(binary()).args(["man", &tool]).output().expect("man");
+        typed.args([tool.as_str(), "--output", "json", "--btf"]).arg(&types).args(idle(tool));
+        let manual = Command::new(binary()).args(["man", tool]).output().expect("man");
         if String::from_utf8_lossy(&manual.stdout).contains("\n\\fBiterators\\fR\n") {
             refused(typed, "has no BTF to find iterator");
             continue;
@@ -700,7 +719,7 @@ fn left_behind() -> Outcome {
 ///
 /// Each ends by itself, as all do with `--duration`.
 fn no_tracefs() -> Outcome {
-    for tool in running_tools() {
+    for (_, tool) in tools_in_turn() {
         let hide = "for at in /sys/kernel/tracing /sys/kernel/debug; do \
                     while mountpoint -q $at; do umount -l $at; done; done; \
                     test ! -e /sys/kernel/tracing/events";

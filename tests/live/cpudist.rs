@@ -40,9 +40,9 @@ pub const CASES: &[Case] = &[
     Case::new("time off the CPU", off_cpu),
     Case::new("whose time", filters_and_keys),
     Case::alone("idle threads", idle),
-    Case::new("intervals", intervals),
-    Case::new("text", text),
-    Case::new("usage errors", usage_errors),
+    Case::new("intervals", intervals).in_turn(),
+    Case::new("text", text).in_turn(),
+    Case::new("usage errors", usage_errors).in_turn(),
 ];
 
 fn ns(since: Instant) -> u64 {

@@ -59,9 +59,9 @@ pub const CASES: &[Case] = &[
     Case::new("long lists are cut and marked", long_lists),
     Case::new("hostile arguments", hostile),
     Case::new("filters", filters),
-    Case::new("a command of its own", own_command),
-    Case::new("text columns", text_columns),
-    Case::new("what does not fit is counted", no_room),
+    Case::new("a command of its own", own_command).in_turn(),
+    Case::new("text columns", text_columns).in_turn(),
+    Case::new("what does not fit is counted", no_room).in_turn(),
 ];
 
 /// A program of a few bytes that does nothing.

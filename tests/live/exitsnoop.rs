@@ -48,9 +48,9 @@ pub const CASES: &[Case] = &[
     Case::new("an exec by another thread is no end", exec_of_other),
     Case::new("age and what was used", used),
     Case::new("filters", filters),
-    Case::new("a command of its own", own_command),
-    Case::new("text columns", text_columns),
-    Case::new("what does not fit is counted", no_room),
+    Case::new("a command of its own", own_command).in_turn(),
+    Case::new("text columns", text_columns).in_turn(),
+    Case::new("what does not fit is counted", no_room).in_turn(),
 ];
 
 /// Runs `act` in a child process, which then exits with 77. `act` may only make system calls:

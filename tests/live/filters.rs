@@ -27,20 +27,22 @@ use nix::unistd::mkfifo;
 use serde_json::Value;
 
 use crate::common::running_tools;
+use crate::common::tools_in_turn;
 use crate::support::Case;
 use crate::support::Cgroup;
 use crate::support::Finished;
 use crate::support::Outcome;
+use crate::support::PAUSE;
 use crate::support::Running;
 use crate::support::binary;
 use crate::support::command;
 use crate::support::disk::Disk;
 use crate::support::go;
-use crate::support::kernel;
 use crate::support::needs;
 use crate::support::patience;
 use crate::support::pinned::Pinned;
 use crate::support::scratch;
+use crate::support::share;
 use crate::support::start;
 use crate::support::start_command;
 use crate::support::wait_until_stopped;
@@ -50,19 +52,19 @@ pub const CASES: &[Case] = &[
     Case::new("process trees", trees),
     Case::new("users", users),
     Case::new("pinned maps", pinned_maps),
-    Case::new("containers by name and id", containers),
+    Case::new("containers by name and id", containers).in_turn(),
     Case::new("no tool shows what is not in the container", nobody),
     Case::new("no tool shows what a filter leaves out", each_filter),
-    Case::new("cgroups and containers that are gone", gone),
-    Case::new("names that come later", late_names),
-    Case::new("columns of containers", columns),
+    Case::new("cgroups and containers that are gone", gone).in_turn(),
+    Case::new("names that come later", late_names).in_turn(),
+    Case::new("columns of containers", columns).in_turn(),
     Case::new("a tool leaves itself out", itself),
-    Case::new("cgroups without privileges for handles", without_handles),
-    Case::new("cgroup namespaces", cgroup_namespace),
-    Case::new("no cgroup v2", no_hierarchy),
+    Case::new("cgroups without privileges for handles", without_handles).in_turn(),
+    Case::new("cgroup namespaces", cgroup_namespace).in_turn(),
+    Case::new("no cgroup v2", no_hierarchy).in_turn(),
     Case::new("PID namespaces", pid_namespace),
-    Case::new("PID namespaces and what is counted", pid_namespace_counts),
-    Case::new("PID namespaces and filters", pid_namespace_filters),
+    Case::new("PID namespaces and what is counted", pid_namespace_counts).in_turn(),
+    Case::new("PID namespaces and filters", pid_namespace_filters).in_turn(),
 ];
 
 /// Something to do so many times, and how often a tool has shown it.
@@ -382,7 +384,7 @@ fn wait_for_filter(tool: &Running, cgroup: u64) {
     let until = Instant::now() + patience();
     while !has() {
         assert!(Instant::now() < until, "the filter does not learn of cgroup {cgroup}");
-        thread::yield_now();
+        thread::sleep(PAUSE);
     }
 }
 
@@ -446,11 +448,11 @@ fn containers() -> Outcome {
     Outcome::Passed
 }
 
-/// Over all tools, while there is something for each of them: nothing is shown, and that it waits
+/// Over the tools, while there is something for each of them: nothing is shown, and that it waits
 /// is said once.
 fn nobody() -> Outcome {
     let works = works();
-    for tool in running_tools() {
+    for (_, tool) in tools_in_turn() {
         let needs = needs(tool);
         let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
         let running = start(tool, &[&needs, &["--container", "no-such-container"][..]].concat());
@@ -474,13 +476,6 @@ fn shown(finished: &Finished) -> u64 {
     let rows = finished.of("row").filter(|row| !nothing(row)).count();
     let counted: u64 = finished.of("histogram").filter_map(|h| h["count"].as_u64()).sum();
     finished.of("event").count() as u64 + rows as u64 + counted
-}
-
-/// Which of so many shares of a test is this kernel's; `None` where all are. Together, any kernels
-/// that follow one another do the whole.
-fn share(of: usize) -> Option<usize> {
-    let place = ["5.10", "6.1", "6.12", "newest"].iter().position(|name| *name == kernel())?;
-    Some(place % of)
 }
 
 /// Over all tools, while there is something for each of them: under each common filter that whoever

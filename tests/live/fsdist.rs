@@ -36,8 +36,8 @@ pub const CASES: &[Case] = &[
     Case::new("operations on xfs", || operations_on("xfs")),
     Case::new("operations on btrfs", || operations_on("btrfs")),
     Case::new("latency and intervals", slow),
-    Case::new("text", text),
-    Case::new("usage errors", usage_errors),
+    Case::new("text", text).in_turn(),
+    Case::new("usage errors", usage_errors).in_turn(),
 ];
 
 /// Of each operation: how many, and how long together; and the edges of the buckets they are in.

@@ -45,11 +45,11 @@ pub const CASES: &[Case] = &[
     Case::new("operations on btrfs", || operations_on("btrfs")),
     Case::new("thresholds and latency", slow),
     Case::new("filters", filters),
-    Case::new("text columns", text),
-    Case::new("csv", csv),
+    Case::new("text columns", text).in_turn(),
+    Case::new("csv", csv).in_turn(),
     Case::new("modules", modules),
-    Case::new("usage errors", usage_errors),
-    Case::new("what does not fit is counted", no_room),
+    Case::new("usage errors", usage_errors).in_turn(),
+    Case::new("what does not fit is counted", no_room).in_turn(),
 ];
 
 /// Leaves a test where the tool does not run.

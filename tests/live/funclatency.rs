@@ -45,10 +45,10 @@ pub const CASES: &[Case] = &[
     Case::new("libraries of a process", libraries),
     Case::new("each process by itself", by_process),
     Case::new("filters", filters),
-    Case::new("nothing is lost between reports", intervals),
-    Case::new("names that people write", written_names),
-    Case::new("text", text),
-    Case::new("what is refused", refused),
+    Case::new("nothing is lost between reports", intervals).in_turn(),
+    Case::new("names that people write", written_names).in_turn(),
+    Case::new("text", text).in_turn(),
+    Case::new("what is refused", refused).in_turn(),
 ];
 
 /// Does what it is told to, a line each: WHAT [NUMBER], and answers with a line.

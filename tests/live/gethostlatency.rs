@@ -35,8 +35,8 @@ pub const CASES: &[Case] = &[
     Case::new("musl", musl),
     Case::new("processes and files", processes_and_files),
     Case::new("names from outside", names),
-    Case::new("text", text),
-    Case::new("what does not fit is counted", no_room),
+    Case::new("text", text).in_turn(),
+    Case::new("what does not fit is counted", no_room).in_turn(),
 ];
 
 /// Looks up what it is told to, a line each: FUNCTION NAME [TIMES], and answers with a line.

@@ -8,7 +8,8 @@
 //! test, outcome, reason (tab separated). A test that failed beside others and passed when it was
 //! run again alone has a reason, too: why it had failed.
 //! `BPFSCOPE_ICOUNT` says that the clock is exact here; then those run whose times are known, one
-//! after another. `--list` only names what would run.
+//! after another. `--list` only names what would run. Some tests have their turn on every other
+//! kernel (`Case::in_turn`); where words select, and with `BPFSCOPE_ALL`, on each.
 
 // Tests make system calls that no safe wrapper makes, wrong ones among them.
 #![allow(unsafe_code)]
@@ -80,9 +81,15 @@ fn main() -> ExitCode {
         .filter(wanted)
         .filter(|job| job.case.timed || !support::exact_time())
         .collect();
+    let all = jobs.len();
+    let jobs = if words.is_empty() { whose_turn_it_is(jobs) } else { jobs };
     if std::env::args().any(|arg| arg == "--list") {
         jobs.iter().for_each(|job| println!("{}::{}", job.file, job.case.name));
         return ExitCode::SUCCESS;
+    }
+    if jobs.len() < all {
+        let others = all - jobs.len();
+        println!("{}: {others} tests have their turn on other kernels", support::kernel());
     }
     let (alone, together): (Vec<Job>, Vec<Job>) =
         jobs.into_iter().partition(|job| job.case.alone || support::exact_time());
@@ -146,6 +153,20 @@ enum Ran {
     Passed,
     Skipped(String),
     Failed(String),
+}
+
+/// Of those that run on every other kernel, this kernel's; with `BPFSCOPE_ALL` all of them.
+fn whose_turn_it_is(jobs: Vec<Job>) -> Vec<Job> {
+    let share = match std::env::var_os("BPFSCOPE_ALL") {
+        Some(_) => None,
+        None => support::share(2),
+    };
+    let mut place = 0;
+    let is_here = |job: &Job| {
+        place += usize::from(job.case.in_turn);
+        !job.case.in_turn || share.is_none_or(|share| place % 2 == share)
+    };
+    jobs.into_iter().filter(is_here).collect()
 }
 
 /// Runs a test and prints what came of it.

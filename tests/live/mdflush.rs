@@ -37,9 +37,9 @@ pub const CASES: &[Case] = &[
     // One after the other, since there is one array.
     Case::alone("every flush once", flushes),
     Case::alone("latency", latency).timed(),
-    Case::alone("text", text),
-    Case::new("usage errors", usage_errors),
-    Case::alone("what does not fit is counted", no_room),
+    Case::alone("text", text).in_turn(),
+    Case::new("usage errors", usage_errors).in_turn(),
+    Case::alone("what does not fit is counted", no_room).in_turn(),
 ];
 
 /// A mirror of two disks with caches, without metadata on them; taken down when it goes.

@@ -44,8 +44,8 @@ pub const CASES: &[Case] = &[
     Case::new("room for stacks", stack_storage),
     Case::new("pipes and pages of the kernel", kernel),
     Case::new("memory of each CPU", percpu),
-    Case::new("text", text),
-    Case::new("usage", usage),
+    Case::new("text", text).in_turn(),
+    Case::new("usage", usage).in_turn(),
 ];
 
 /// Does what it is told, a line each: WHAT COUNT SIZE [KEEP], and answers with a line. Each WHAT is

@@ -32,9 +32,9 @@ pub const CASES: &[Case] = &[
     Case::new("kernel threads and programs", kinds),
     Case::alone("idle threads", idle),
     Case::new("threads that do not come back", pending),
-    Case::new("text and folded", text),
-    Case::new("storage that is too small", small_storage),
-    Case::new("usage", usage),
+    Case::new("text and folded", text).in_turn(),
+    Case::new("storage that is too small", small_storage).in_turn(),
+    Case::new("usage", usage).in_turn(),
 ];
 
 fn path() -> &'static str {

@@ -57,11 +57,11 @@ pub const CASES: &[Case] = &[
     Case::new("hostile names", hostile_names),
     Case::new("filters", filters),
     Case::new("flag filter and failures", flag_filter),
-    Case::new("a command of its own", own_command),
+    Case::new("a command of its own", own_command).in_turn(),
     Case::new("callers", callers),
-    Case::new("text columns", text_columns),
+    Case::new("text columns", text_columns).in_turn(),
     Case::new("a buffer of few pages", few_pages),
-    Case::new("what does not fit is counted", no_room),
+    Case::new("what does not fit is counted", no_room).in_turn(),
 ];
 
 fn c_path(path: &Path) -> CString {

@@ -30,9 +30,9 @@ pub const CASES: &[Case] = &[
     Case::new("every wait of every thread", every_wait),
     Case::new("filters mean who waits", filters),
     Case::new("whose waits", keys),
-    Case::new("intervals", intervals),
-    Case::new("text", text),
-    Case::new("usage errors", usage_errors),
+    Case::new("intervals", intervals).in_turn(),
+    Case::new("text", text).in_turn(),
+    Case::new("usage errors", usage_errors).in_turn(),
 ];
 
 /// Threads that sleep and are woken, that are new, and that are preempted: each wait once, and as

@@ -45,8 +45,8 @@ pub const CASES: &[Case] = &[
     Case::new("files", files),
     Case::new("many threads", many_threads),
     Case::new("filters", filters),
-    Case::new("text columns", text_columns),
-    Case::new("what does not fit is counted", no_room),
+    Case::new("text columns", text_columns).in_turn(),
+    Case::new("what does not fit is counted", no_room).in_turn(),
 ];
 
 /// Bytes of the files that are written.

@@ -43,9 +43,9 @@ pub const CASES: &[Case] = &[
     Case::new("32-bit callers", compat),
     Case::new("calls that seccomp refuses", seccomp),
     // Thousands of calls, none of which is to be skipped: see the limits of the manual.
-    Case::alone("intervals", intervals),
-    Case::new("text columns", text_columns),
-    Case::new("the list, and usage errors", command_line),
+    Case::alone("intervals", intervals).in_turn(),
+    Case::new("text columns", text_columns).in_turn(),
+    Case::new("the list, and usage errors", command_line).in_turn(),
 ];
 
 /// A child that is not yet let go: it does `act` when it is, and exits with 0. `act` may only make

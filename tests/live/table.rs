@@ -42,12 +42,12 @@ use crate::support::patience;
 use crate::support::start_command;
 
 pub const CASES: &[Case] = &[
-    Case::new("plain tables one after another", plain),
-    Case::new("sorted and cut in every form", forms),
-    Case::new("a screen is drawn over, resized and left with q", screen),
-    Case::new("the terminal is restored on every way out", restored),
-    Case::new("a stopped screen comes back", stopped),
-    Case::new("no screen where none is wanted or possible", no_screen),
+    Case::new("plain tables one after another", plain).in_turn(),
+    Case::new("sorted and cut in every form", forms).in_turn(),
+    Case::new("a screen is drawn over, resized and left with q", screen).in_turn(),
+    Case::new("the terminal is restored on every way out", restored).in_turn(),
+    Case::new("a stopped screen comes back", stopped).in_turn(),
+    Case::new("no screen where none is wanted or possible", no_screen).in_turn(),
 ];
 
 /// The tools of this file, for a process that runs as one.

@@ -66,9 +66,9 @@ pub const CASES: &[Case] = &[
     Case::new("ports and families", ports_and_families),
     Case::new("filters on the task", task_filters),
     Case::new("DNS names", dns_names),
-    Case::new("text columns", text_columns),
-    Case::new("text of counts", text_counts),
-    Case::new("what does not fit is counted", no_room),
+    Case::new("text columns", text_columns).in_turn(),
+    Case::new("text of counts", text_counts).in_turn(),
+    Case::new("what does not fit is counted", no_room).in_turn(),
 ];
 
 /// A listener on 127.0.0.1 that does not answer any more: its queue is full. Also the connection

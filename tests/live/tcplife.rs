@@ -43,8 +43,8 @@ pub const CASES: &[Case] = &[
     Case::alone("every connection", every_connection),
     Case::new("ports and families", ports_and_families),
     Case::new("filters on the task", task_filters),
-    Case::new("text columns", text_columns),
-    Case::new("what does not fit is counted", no_room),
+    Case::new("text columns", text_columns).in_turn(),
+    Case::new("what does not fit is counted", no_room).in_turn(),
 ];
 
 /// Which side of which connection an event is about.

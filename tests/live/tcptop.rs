@@ -41,12 +41,12 @@ pub const CASES: &[Case] = &[
     Case::new("many connections in one report", many),
     Case::new("owners", owners),
     Case::new("between namespaces", between_namespaces),
-    Case::alone("nothing is lost between reports", intervals),
+    Case::alone("nothing is lost between reports", intervals).in_turn(),
     Case::alone("more connections than there is room for", full),
     Case::new("filters", filters),
     Case::new("pinned maps", pinned_maps),
-    Case::new("text", text),
-    Case::new("usage errors", usage_errors),
+    Case::new("text", text).in_turn(),
+    Case::new("usage errors", usage_errors).in_turn(),
 ];
 
 /// One side of a connection: its own end, the other one.

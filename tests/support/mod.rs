@@ -66,6 +66,8 @@ pub struct Case {
     pub alone: bool,
     /// Whether it also runs where the clock is exact: see [`exact_time`].
     pub timed: bool,
+    /// Whether every other kernel is enough: see [`Case::in_turn`].
+    pub in_turn: bool,
     /// The test.
     pub run: fn() -> Outcome,
 }
@@ -73,18 +75,26 @@ pub struct Case {
 impl Case {
     /// A test that runs beside others.
     pub const fn new(name: &'static str, run: fn() -> Outcome) -> Self {
-        Self { name, alone: false, timed: false, run }
+        Self { name, alone: false, timed: false, in_turn: false, run }
     }
 
     /// A test that runs alone.
     pub const fn alone(name: &'static str, run: fn() -> Outcome) -> Self {
-        Self { name, alone: true, timed: false, run }
+        Self { name, alone: true, timed: false, in_turn: false, run }
     }
 
     /// A test of times that are known, which runs once more where the clock is exact.
     #[must_use]
     pub const fn timed(self) -> Self {
         Self { timed: true, ..self }
+    }
+
+    /// A test of what the kernel has no part in (text, options), or of what other tools share and
+    /// are tested for as well. Of the kernels in virtual machines, two have it; a machine's own
+    /// kernel has all.
+    #[must_use]
+    pub const fn in_turn(self) -> Self {
+        Self { in_turn: true, ..self }
     }
 }
 
@@ -111,6 +121,16 @@ pub fn kernel() -> String {
 /// Under emulation everything takes many times longer.
 pub fn patience() -> Duration {
     Duration::from_secs(if kernel() == "own" { 20 } else { 120 })
+}
+
+/// Between two looks at what takes a while: whoever only looks takes the CPU from those that work.
+pub const PAUSE: Duration = Duration::from_millis(1);
+
+/// Which of so many shares of a test is this kernel's; `None` where all are. Together, any kernels
+/// that follow one another do the whole.
+pub fn share(of: usize) -> Option<usize> {
+    let place = ["5.10", "6.1", "6.12", "newest"].iter().position(|name| *name == kernel())?;
+    Some(place % of)
 }
 
 /// A directory of this test's own below /tmp, with a name that occurs nowhere else.
@@ -468,7 +488,7 @@ impl Drop for Cgroup {
                     let _ = kill(pid, Signal::SIGKILL);
                 }
             }
-            thread::yield_now();
+            thread::sleep(PAUSE);
         }
     }
 }

@@ -155,12 +155,9 @@ enum Ran {
     Failed(String),
 }
 
-/// Of those that run on every other kernel, this kernel's; with `BPFSCOPE_ALL` all of them.
+/// Of those that run on every other kernel, this kernel's.
 fn whose_turn_it_is(jobs: Vec<Job>) -> Vec<Job> {
-    let share = match std::env::var_os("BPFSCOPE_ALL") {
-        Some(_) => None,
-        None => support::share(2),
-    };
+    let share = support::share(2);
     let mut place = 0;
     let is_here = |job: &Job| {
         place += usize::from(job.case.in_turn);

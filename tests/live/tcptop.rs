@@ -28,6 +28,7 @@ use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::Running;
 use crate::support::command;
+use crate::support::file_system;
 use crate::support::gettid;
 use crate::support::net::*;
 use crate::support::pinned::Pinned;
@@ -100,10 +101,18 @@ fn is_about(row: &Value, side: Side) -> bool {
     row["type"] == "row" && side_of(row) == side
 }
 
+/// [`isolated`], if the tool runs at all: a machine's own kernel may refuse iterators to everybody.
+fn where_it_runs(test: impl FnOnce() -> Outcome + Send + 'static) -> Outcome {
+    match file_system::runs("tcptop", &[]) {
+        Ok(()) => isolated(test),
+        Err(reason) => Outcome::Skipped(reason),
+    }
+}
+
 /// IPv4, IPv6 and IPv4 through IPv6 on either side; connections that end, that last, and that are
 /// idle. In several reports, and all of it.
 fn bytes() -> Outcome {
-    isolated(|| {
+    where_it_runs(|| {
         let v4 = listener("127.0.0.1", 10);
         let v6 = listener("::1", 10);
         let any = listener("::", 10);
@@ -177,7 +186,7 @@ fn bytes() -> Outcome {
 /// Of what is older than the tool only what comes after its start counts, in either direction, also
 /// where one side has ended before.
 fn older() -> Outcome {
-    isolated(|| {
+    where_it_runs(|| {
         let open = listener("::", 10);
         let to = |ip| address(ip, port_of(&open));
         let (mut client, mut server) = pair(&open, to("127.0.0.1"));
@@ -222,7 +231,7 @@ fn older() -> Outcome {
 
 /// What waits to be accepted when the tool comes is nobody's, and then its who accepts it.
 fn unaccepted() -> Outcome {
-    isolated(|| {
+    where_it_runs(|| {
         let open = listener("127.0.0.1", 10);
         let mut clients: Vec<TcpStream> = (0..3)
             .map(|_| {
@@ -268,7 +277,7 @@ fn unaccepted() -> Outcome {
 
 /// Many in one report, of which most begin and end between two.
 fn many() -> Outcome {
-    isolated(|| {
+    where_it_runs(|| {
         let open = listener("::1", 10);
         let tool = start("tcptop", &["--tid", &gettid().to_string(), "60"]);
         let mut wanted = BTreeMap::new();
@@ -320,7 +329,7 @@ fn writer(stream: TcpStream, size: usize) -> std::process::Child {
 /// A new connection is its who connected or accepted, whoever writes; an older one is its who has
 /// it.
 fn owners() -> Outcome {
-    isolated(|| {
+    where_it_runs(|| {
         let open = listener("127.0.0.1", 10);
         let own = std::process::id();
         let (client, mut server) = pair(&open, local(&open));
@@ -364,7 +373,7 @@ fn owners() -> Outcome {
 
 /// Over a pair of network devices, the other end in a namespace that is not the tool's.
 fn between_namespaces() -> Outcome {
-    isolated(|| {
+    where_it_runs(|| {
         let other = match Other::new() {
             Ok(other) => other,
             Err(reason) => return Outcome::Skipped(reason),
@@ -402,7 +411,7 @@ fn between_namespaces() -> Outcome {
 
 /// Data that flows without a pause through many short intervals: all of it, once.
 fn intervals() -> Outcome {
-    isolated(|| {
+    where_it_runs(|| {
         let own = std::process::id().to_string();
         let v4 = listener("127.0.0.1", 10);
         let v6 = listener("::1", 10);
@@ -462,7 +471,7 @@ fn full() -> Outcome {
     const LISTENERS: usize = 6;
     const EACH: usize = 5_600;
     const SPEAKING: usize = 50;
-    isolated(|| {
+    where_it_runs(|| {
         let own = std::process::id().to_string();
         let files =
             Command::new("prlimit").args(["--pid", &own, "--nofile=100000:100000"]).status();
@@ -532,7 +541,7 @@ fn shown(tool: Running, ports: &[u16]) -> Vec<(u64, Sum)> {
 
 /// By the owner, who connects or accepts, and by family.
 fn filters() -> Outcome {
-    isolated(|| {
+    where_it_runs(|| {
         let (v4, v6) = (listener("127.0.0.1", 10), listener("::1", 10));
         let ports = [port_of(&v4), port_of(&v6)];
         let outer = Cgroup::new("tcptop");
@@ -576,7 +585,7 @@ fn filters() -> Outcome {
 
 /// A cgroup and a mount namespace that somebody else has put on a list.
 fn pinned_maps() -> Outcome {
-    isolated(|| {
+    where_it_runs(|| {
         let cgroup = Cgroup::new("tcptop-listed");
         let id = fs::metadata(&cgroup.path).expect("cgroup").ino().to_ne_bytes();
         let namespace = fs::metadata("/proc/self/ns/mnt").expect("namespace").ino();
@@ -637,7 +646,7 @@ fn table(args: &[&str], v6: &str) -> (Vec<String>, [String; 2]) {
 }
 
 fn text() -> Outcome {
-    isolated(|| {
+    where_it_runs(|| {
         let header = |width: usize| {
             format!(
                 "PID     COMM             {:width$} {:width$}  RX_KB  TX_KB",

@@ -49,7 +49,7 @@ pub const CASES: &[Case] = &[
     Case::new("as many as the kernel counts", as_the_kernel_counts),
     Case::new("requests belong to who submitted them", owners),
     Case::new("merged requests keep their owner", merges),
-    Case::new("queued time", queued),
+    Case::new("queued time", queued).in_turn(),
     Case::new("nothing is lost between reports", intervals).in_turn(),
     Case::new("latency", latency).timed(),
     Case::new("requests that are done by halves", in_halves).in_turn(),

@@ -127,12 +127,12 @@ pub fn running_tools() -> impl Iterator<Item = &'static String> {
 }
 
 /// Of the tools that run here those whose turn it is, each with its place among all: for what the
-/// library does for each of them alike. On a machine's own kernel that is all of them, of the
-/// others each kernel has a third.
-pub fn tools_in_turn() -> impl Iterator<Item = (usize, &'static String)> {
-    let share = share(3);
+/// library does for each of them alike. On a machine's own kernel that is all of them, on the
+/// others one of so many shares.
+pub fn tools_in_turn(shares: usize) -> impl Iterator<Item = (usize, &'static String)> {
+    let share = share(shares);
     let tools = tools().into_iter().enumerate();
-    let mine = tools.filter(move |(place, _)| share.is_none_or(|share| place % 3 == share));
+    let mine = tools.filter(move |(place, _)| share.is_none_or(|share| place % shares == share));
     mine.filter_map(|(place, name)| {
         running_tools().find(|running| **running == name).map(|tool| (place, tool))
     })
@@ -271,7 +271,7 @@ fn wait(mut child: Child) -> Output {
 
 /// `TOOL --output json | head -1`, while nothing happens.
 fn reader_goes_away() -> Outcome {
-    for (_, tool) in tools_in_turn() {
+    for (_, tool) in tools_in_turn(4) {
         let mut child = command(tool, &["--output", "json"])
             .args(idle(tool))
             .stdout(Stdio::piped())
@@ -292,8 +292,8 @@ fn reader_goes_away() -> Outcome {
 
 /// Each tool by one of them.
 fn signals() -> Outcome {
-    for (place, tool) in tools_in_turn() {
-        let signal = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT][place / 3 % 3];
+    for (place, tool) in tools_in_turn(4) {
+        let signal = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT][place / 4 % 3];
         let idle = idle(tool);
         let idle: Vec<&str> = idle.iter().map(String::as_str).collect();
         let finished = start(tool, &idle).stop_with(signal);
@@ -457,7 +457,7 @@ fn field_filters() -> Outcome {
 }
 
 fn full_disk() -> Outcome {
-    for (_, tool) in tools_in_turn() {
+    for (_, tool) in tools_in_turn(4) {
         let output = command(tool, &["--output", "json"])
             .args(idle(tool))
             .stdout(File::options().write(true).open("/dev/full").expect("/dev/full"))
@@ -491,7 +491,7 @@ fn apart(prepare: &str) -> Command {
 fn cannot_run() -> Outcome {
     let types = scratch("btf").join("vmlinux");
     fs::copy("/sys/kernel/btf/vmlinux", &types).expect("the kernel's BTF");
-    for (_, tool) in tools_in_turn() {
+    for (_, tool) in tools_in_turn(4) {
         let mut bare = Command::new("setpriv");
         bare.args(["--bounding-set=-all", "--inh-caps=-all"])
             .arg(binary())
@@ -526,11 +526,12 @@ fn cannot_run() -> Outcome {
     Outcome::Passed
 }
 
-/// In 100 of 100 runs, an event made right after `ready` is shown.
+/// In 100 of 100 runs, an event made right after `ready` is shown. The emulated kernels have 100
+/// between them.
 fn ready_promise() -> Outcome {
     let path = scratch("ready").join("file");
     let tid = gettid().to_string();
-    for _ in 0..100 {
+    for _ in 0..if share(4).is_some() { 25 } else { 100 } {
         let tool = start("opensnoop", &["--tid", &tid, "--limit", "1"]);
         let _ = File::open(&path);
         let finished = tool.finish();
@@ -591,7 +592,7 @@ fn own_cost() -> Outcome {
 /// watches `--ready-fd` has been told; its end is the tool's; `--verbose` adds the cost; `--strict`
 /// finds nothing to complain of; `--max-rate` is taken by those that show events.
 fn around_a_command() -> Outcome {
-    for tool in running_tools() {
+    for (_, tool) in tools_in_turn(2) {
         let told = scratch("told").join("ready");
         let run = format!("cat {}; exit 3", told.display());
         let mut args = vec!["--ready-fd", "9", "--run", &run, "--verbose", "--strict"];
@@ -719,7 +720,7 @@ fn left_behind() -> Outcome {
 ///
 /// Each ends by itself, as all do with `--duration`.
 fn no_tracefs() -> Outcome {
-    for (_, tool) in tools_in_turn() {
+    for (_, tool) in tools_in_turn(4) {
         let hide = "for at in /sys/kernel/tracing /sys/kernel/debug; do \
                     while mountpoint -q $at; do umount -l $at; done; done; \
                     test ! -e /sys/kernel/tracing/events";

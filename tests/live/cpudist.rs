@@ -39,7 +39,7 @@ pub const CASES: &[Case] = &[
     Case::new("a stint that began before", under_way),
     Case::new("time off the CPU", off_cpu),
     Case::new("whose time", filters_and_keys),
-    Case::alone("idle threads", idle),
+    Case::alone("idle threads", idle).in_turn(),
     Case::new("intervals", intervals).in_turn(),
     Case::new("text", text).in_turn(),
     Case::new("usage errors", usage_errors).in_turn(),

@@ -719,8 +719,10 @@ fn leaves_nothing(act: impl FnOnce()) {
 
 fn nothing_left() -> Outcome {
     leaves_nothing(|| {
-        doctor(&words(&["env"]), binary(), &[]);
-        for (tool, args) in subjects().into_iter().filter(|(_, args)| !args.is_empty()) {
+        let tools: BTreeSet<String> = kinds().into_iter().map(|(tool, _)| tool).collect();
+        let tools: Vec<&str> = tools.iter().map(String::as_str).collect();
+        doctor(&words(&["env"]), binary(), &tools);
+        for (tool, args) in kinds().into_iter().filter(|(_, args)| !args.is_empty()) {
             let line: Vec<&str> =
                 ["--", &tool].into_iter().chain(args.iter().map(String::as_str)).collect();
             doctor(&words(&["env"]), binary(), &line);

@@ -47,7 +47,7 @@ pub const CASES: &[Case] = &[
     Case::new("filters", filters),
     Case::new("text columns", text).in_turn(),
     Case::new("csv", csv).in_turn(),
-    Case::new("modules", modules),
+    Case::new("modules", modules).in_turn(),
     Case::new("usage errors", usage_errors).in_turn(),
     Case::new("what does not fit is counted", no_room).in_turn(),
 ];

@@ -33,8 +33,8 @@ pub const CASES: &[Case] = &[
     Case::new("every call once", every_call),
     Case::new("a copy of the library", own_copy),
     Case::new("musl", musl),
-    Case::new("processes and files", processes_and_files),
-    Case::new("names from outside", names),
+    Case::new("processes and files", processes_and_files).in_turn(),
+    Case::new("names from outside", names).in_turn(),
     Case::new("text", text).in_turn(),
     Case::new("what does not fit is counted", no_room).in_turn(),
 ];

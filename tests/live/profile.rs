@@ -49,10 +49,10 @@ pub const CASES: &[Case] = &[
     Case::alone("names in another mount namespace", namespace),
     Case::alone("names of a process that has ended", ended),
     Case::alone("names of a kernel module", module),
-    Case::new("hostile perf maps", hostile_maps),
-    Case::new("a file that is cut short", cut_short),
-    Case::new("hidden kernel addresses", hidden),
-    Case::alone("a CPU that comes online", hotplug),
+    Case::new("hostile perf maps", hostile_maps).in_turn(),
+    Case::new("a file that is cut short", cut_short).in_turn(),
+    Case::new("hidden kernel addresses", hidden).in_turn(),
+    Case::alone("a CPU that comes online", hotplug).in_turn(),
 ];
 
 /// Samples in the program itself by the name of the leaf.

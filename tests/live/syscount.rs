@@ -38,10 +38,10 @@ pub const CASES: &[Case] = &[
     Case::new("every call once", counts),
     Case::new("calls that wait or never return", waiting),
     Case::new("latency", latency),
-    Case::new("failures and errors", failures),
-    Case::new("by process and by cgroup", views),
+    Case::new("failures and errors", failures).in_turn(),
+    Case::new("by process and by cgroup", views).in_turn(),
     Case::new("32-bit callers", compat),
-    Case::new("calls that seccomp refuses", seccomp),
+    Case::new("calls that seccomp refuses", seccomp).in_turn(),
     // Thousands of calls, none of which is to be skipped: see the limits of the manual.
     Case::alone("intervals", intervals).in_turn(),
     Case::new("text columns", text_columns).in_turn(),

@@ -43,9 +43,9 @@ pub const CASES: &[Case] = &[
     Case::new("owners", owners),
     Case::new("between namespaces", between_namespaces),
     Case::alone("nothing is lost between reports", intervals).in_turn(),
-    Case::alone("more connections than there is room for", full),
+    Case::alone("more connections than there is room for", full).in_turn(),
     Case::new("filters", filters),
-    Case::new("pinned maps", pinned_maps),
+    Case::new("pinned maps", pinned_maps).in_turn(),
     Case::new("text", text).in_turn(),
     Case::new("usage errors", usage_errors).in_turn(),
 ];

@@ -89,9 +89,9 @@ impl Case {
         Self { timed: true, ..self }
     }
 
-    /// A test of what the kernel has no part in (text, options), or of what other tools share and
-    /// are tested for as well. Of the kernels in virtual machines, two have it; a machine's own
-    /// kernel has all.
+    /// A test of what the kernel has no part in (text, options), of what other tools share and are
+    /// tested for as well, or of a detail beside what the first tests of the file show. Of the
+    /// kernels in virtual machines, two have it; a machine's own kernel has all.
     #[must_use]
     pub const fn in_turn(self) -> Self {
         Self { in_turn: true, ..self }

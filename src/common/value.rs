@@ -178,34 +178,8 @@ pub enum Format {
     Quoted,
 }
 
-/// Appends the first `len` bytes of `text`. It is copied whole: a length that the compiler knows
-/// makes a few moves, any other one a call, and a line has a dozen of these.
-fn push_start<const N: usize>(out: &mut Vec<u8>, text: &[u8; N], len: usize) {
-    let end = out.len() + len;
-    out.extend_from_slice(text);
-    out.truncate(end);
-}
-
 pub(crate) fn push_uint(out: &mut Vec<u8>, n: u64) {
-    match u32::try_from(n) {
-        Ok(n) if n < 100_000_000 => push_short_uint(out, n),
-        _ => out.extend_from_slice(itoa::Buffer::new().format(n).as_bytes()),
-    }
-}
-
-/// The same for up to eight digits, which most numbers have.
-fn push_short_uint(out: &mut Vec<u8>, mut n: u32) {
-    // From the last digit on: the first one is the lowest byte in the end.
-    let (mut digits, mut count) = (0u64, 0);
-    loop {
-        digits = digits << 8 | u64::from(u32::from(b'0') + n % 10);
-        n /= 10;
-        count += 1;
-        if n == 0 {
-            break;
-        }
-    }
-    push_start(out, &digits.to_le_bytes(), count);
+    out.extend_from_slice(itoa::Buffer::new().format(n).as_bytes());
 }
 
 pub(crate) fn push_int(out: &mut Vec<u8>, n: i64) {
@@ -275,7 +249,7 @@ pub(crate) fn push_fraction_of_second(out: &mut Vec<u8>, ns: u64, decimals: usiz
 
 /// Appends a point and so many decimals of a number that stands behind it; nothing for no decimals.
 fn push_fraction(out: &mut Vec<u8>, mut fraction: u64, decimals: usize) {
-    let mut text = *b".00000000000000000000000";
+    let mut text = *b".00000000000000000000";
     let Some(digits) = text.get_mut(1..=decimals).filter(|digits| !digits.is_empty()) else {
         return;
     };
@@ -284,7 +258,7 @@ fn push_fraction(out: &mut Vec<u8>, mut fraction: u64, decimals: usize) {
         *digit += (fraction % 10) as u8;
         fraction /= 10;
     }
-    push_start(out, &text, decimals + 1);
+    out.extend_from_slice(&text[..=decimals]);
 }
 
 /// Appends KiB with `decimals` (at most 3) from bytes, rounded to the nearest, and of two to the even
@@ -326,7 +300,7 @@ fn push_ip(out: &mut Vec<u8>, ip: IpAddr) {
                 text[len] = b'0' + octet % 10;
                 len += 2;
             }
-            push_start(out, &text, len - 1);
+            out.extend_from_slice(&text[..len - 1]);
         }
         // What is left out of it is a science of its own.
         IpAddr::V6(ip) => out.extend_from_slice(ip.to_string().as_bytes()),

@@ -32,10 +32,10 @@ use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::Running;
 use crate::support::disk::Disk;
-use crate::support::file_system;
 use crate::support::file_system::mounted;
 use crate::support::gettid;
 use crate::support::patience;
+use crate::support::runs;
 use crate::support::start;
 use crate::support::text::assert_usage_errors;
 use crate::support::text::text_run;
@@ -98,7 +98,7 @@ impl Worker {
 
 /// Why the tool does not run here.
 fn lacks() -> Option<Outcome> {
-    file_system::runs("cachestat", &[]).err().map(Outcome::Skipped)
+    runs("cachestat", &[]).err().map(Outcome::Skipped)
 }
 
 /// Steps with what is expected of each: hits, misses, dirties.

@@ -126,16 +126,12 @@ pub fn running_tools() -> impl Iterator<Item = &'static String> {
     running().iter()
 }
 
-/// Of the tools that run here those whose turn it is, each with its place among all: for what the
-/// library does for each of them alike. On a machine's own kernel that is all of them, on the
-/// others one of so many shares.
-pub fn tools_in_turn(shares: usize) -> impl Iterator<Item = (usize, &'static String)> {
+/// Of the tools that run here those whose turn it is: for what the library does for each of them
+/// alike. On a machine's own kernel that is all of them, on the others one of so many shares.
+pub fn tools_in_turn(shares: usize) -> impl Iterator<Item = &'static String> {
     let share = share(shares);
-    let tools = tools().into_iter().enumerate();
-    let mine = tools.filter(move |(place, _)| share.is_none_or(|share| place % shares == share));
-    mine.filter_map(|(place, name)| {
-        running_tools().find(|running| **running == name).map(|tool| (place, tool))
-    })
+    let mine = move |place: &usize| share.is_none_or(|share| place % shares == share);
+    running_tools().enumerate().filter(move |(place, _)| mine(place)).map(|(_, tool)| tool)
 }
 
 /// What a tool said beside what it says of this machine, and of hits that the kernel skipped: those
@@ -271,7 +267,7 @@ fn wait(mut child: Child) -> Output {
 
 /// `TOOL --output json | head -1`, while nothing happens.
 fn reader_goes_away() -> Outcome {
-    for (_, tool) in tools_in_turn(4) {
+    for tool in tools_in_turn(4) {
         let mut child = command(tool, &["--output", "json"])
             .args(idle(tool))
             .stdout(Stdio::piped())
@@ -290,15 +286,19 @@ fn reader_goes_away() -> Outcome {
     Outcome::Passed
 }
 
-/// Each tool by one of them.
+/// Each tool by each of them; where tools have turns, each by one.
 fn signals() -> Outcome {
-    for (place, tool) in tools_in_turn(4) {
-        let signal = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT][place / 4 % 3];
-        let idle = idle(tool);
-        let idle: Vec<&str> = idle.iter().map(String::as_str).collect();
-        let finished = start(tool, &idle).stop_with(signal);
-        finished.assert_clean();
-        assert_eq!(finished.end()["reason"], signal.as_str(), "{tool}");
+    const SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT];
+    let all = share(4).is_none();
+    for (place, tool) in tools_in_turn(4).enumerate() {
+        let signals = if all { &SIGNALS[..] } else { &SIGNALS[place % 3..=place % 3] };
+        for signal in signals {
+            let idle = idle(tool);
+            let idle: Vec<&str> = idle.iter().map(String::as_str).collect();
+            let finished = start(tool, &idle).stop_with(*signal);
+            finished.assert_clean();
+            assert_eq!(finished.end()["reason"], signal.as_str(), "{tool}");
+        }
     }
     Outcome::Passed
 }
@@ -457,7 +457,7 @@ fn field_filters() -> Outcome {
 }
 
 fn full_disk() -> Outcome {
-    for (_, tool) in tools_in_turn(4) {
+    for tool in tools_in_turn(4) {
         let output = command(tool, &["--output", "json"])
             .args(idle(tool))
             .stdout(File::options().write(true).open("/dev/full").expect("/dev/full"))
@@ -491,7 +491,7 @@ fn apart(prepare: &str) -> Command {
 fn cannot_run() -> Outcome {
     let types = scratch("btf").join("vmlinux");
     fs::copy("/sys/kernel/btf/vmlinux", &types).expect("the kernel's BTF");
-    for (_, tool) in tools_in_turn(4) {
+    for tool in tools_in_turn(4) {
         let mut bare = Command::new("setpriv");
         bare.args(["--bounding-set=-all", "--inh-caps=-all"])
             .arg(binary())
@@ -592,7 +592,7 @@ fn own_cost() -> Outcome {
 /// watches `--ready-fd` has been told; its end is the tool's; `--verbose` adds the cost; `--strict`
 /// finds nothing to complain of; `--max-rate` is taken by those that show events.
 fn around_a_command() -> Outcome {
-    for (_, tool) in tools_in_turn(2) {
+    for tool in tools_in_turn(2) {
         let told = scratch("told").join("ready");
         let run = format!("cat {}; exit 3", told.display());
         let mut args = vec!["--ready-fd", "9", "--run", &run, "--verbose", "--strict"];
@@ -720,7 +720,7 @@ fn left_behind() -> Outcome {
 ///
 /// Each ends by itself, as all do with `--duration`.
 fn no_tracefs() -> Outcome {
-    for (_, tool) in tools_in_turn(4) {
+    for tool in tools_in_turn(4) {
         let hide = "for at in /sys/kernel/tracing /sys/kernel/debug; do \
                     while mountpoint -q $at; do umount -l $at; done; done; \
                     test ! -e /sys/kernel/tracing/events";

@@ -452,7 +452,7 @@ fn containers() -> Outcome {
 /// is said once.
 fn nobody() -> Outcome {
     let works = works();
-    for (_, tool) in tools_in_turn(4) {
+    for tool in tools_in_turn(4) {
         let needs = needs(tool);
         let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
         let running = start(tool, &[&needs, &["--container", "no-such-container"][..]].concat());
@@ -498,7 +498,7 @@ fn each_filter() -> Outcome {
         ["--cgroup", &other_path],
     ];
     let (mut number, mut active, mut itself) = (0, 0, 0);
-    for (_, tool) in tools_in_turn(2) {
+    for tool in tools_in_turn(2) {
         let needs = needs(tool);
         let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
         let begin = |args: &[&str]| start(tool, &[&needs, args].concat());

@@ -25,9 +25,9 @@ use crate::support::file_system::load;
 use crate::support::file_system::mounted;
 use crate::support::file_system::operations;
 use crate::support::file_system::read_unwaited;
-use crate::support::file_system::runs;
 use crate::support::fuse::Slow;
 use crate::support::gettid;
+use crate::support::runs;
 use crate::support::start;
 use crate::support::usage_error;
 

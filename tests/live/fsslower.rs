@@ -31,12 +31,12 @@ use crate::support::file_system::load;
 use crate::support::file_system::mounted;
 use crate::support::file_system::operations;
 use crate::support::file_system::read_unwaited;
-use crate::support::file_system::runs;
-use crate::support::file_system::tried;
 use crate::support::fuse::Slow;
 use crate::support::gettid;
 use crate::support::losses::assert_counted;
+use crate::support::runs;
 use crate::support::start;
+use crate::support::tried;
 use crate::support::usage_error;
 
 pub const CASES: &[Case] = &[

@@ -28,10 +28,10 @@ use crate::support::Finished;
 use crate::support::Outcome;
 use crate::support::Running;
 use crate::support::command;
-use crate::support::file_system;
 use crate::support::gettid;
 use crate::support::net::*;
 use crate::support::pinned::Pinned;
+use crate::support::runs;
 use crate::support::start;
 use crate::support::text::assert_usage_errors;
 
@@ -103,7 +103,7 @@ fn is_about(row: &Value, side: Side) -> bool {
 
 /// [`isolated`], if the tool runs at all: a machine's own kernel may refuse iterators to everybody.
 fn where_it_runs(test: impl FnOnce() -> Outcome + Send + 'static) -> Outcome {
-    match file_system::runs("tcptop", &[]) {
+    match runs("tcptop", &[]) {
         Ok(()) => isolated(test),
         Err(reason) => Outcome::Skipped(reason),
     }

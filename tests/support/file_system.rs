@@ -19,28 +19,7 @@ use std::sync::PoisonError;
 
 use nix::libc;
 
-use super::command;
-use super::kernel;
 use super::scratch;
-
-/// Whether a tool runs here with these arguments; otherwise what it said, in one line. Of kernels in
-/// virtual machines that is known.
-pub fn runs(tool: &str, args: &[&str]) -> Result<(), String> {
-    if kernel() == "own" { tried(tool, args) } else { Ok(()) }
-}
-
-/// The same, tried out.
-pub fn tried(tool: &str, args: &[&str]) -> Result<(), String> {
-    let output = command(tool, args).args(["--duration", "0.01"]).output().expect("run");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    match output.status.code() {
-        Some(0) => Ok(()),
-        code => {
-            assert_eq!((code, said.lines().count()), (Some(3), 1), "{said}");
-            Err(said.trim().to_string())
-        }
-    }
-}
 
 /// Loads a module, unless it is part of the kernel; false where there is none.
 pub fn load(module: &str) -> bool {

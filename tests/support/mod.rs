@@ -176,6 +176,25 @@ pub fn may_lack(tool: &str, args: &[String]) -> bool {
     kernel() == "own" && text.lines().filter_map(says).any(|same| same)
 }
 
+/// Whether a tool runs here with these arguments; otherwise what it said, in one line. Of kernels in
+/// virtual machines that is known.
+pub fn runs(tool: &str, args: &[&str]) -> Result<(), String> {
+    if kernel() == "own" { tried(tool, args) } else { Ok(()) }
+}
+
+/// The same, tried out.
+pub fn tried(tool: &str, args: &[&str]) -> Result<(), String> {
+    let output = command(tool, args).args(["--duration", "0.01"]).output().expect("run");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    match output.status.code() {
+        Some(0) => Ok(()),
+        code => {
+            assert_eq!((code, said.lines().count()), (Some(3), 1), "{said}");
+            Err(said.trim().to_string())
+        }
+    }
+}
+
 /// A tool of the tests' own that has not been started yet.
 pub fn own_command(tool: &str, args: &[&str]) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
